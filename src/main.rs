@@ -1,0 +1,3 @@
+//! The command `vm-remap`.
+
+fn main() {}
