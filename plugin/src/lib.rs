@@ -1,3 +1,64 @@
-//! Skeleton.
+//! Change what host memory stands behind a guest-physical range while the guest runs, and leave
+//! the memslot alone.
+//!
+//! A VMM maps and unmaps memory under a running guest all the time: virtio-gpu blobs, a virtio-fs
+//! DAX window, ivshmem, pmem. The default path deletes a KVM memslot and creates another, and
+//! KVM then drops every translation of the VM. A [`Window`] keeps its memslots registered and
+//! changes the host mapping under them with `mmap(MAP_FIXED)` or `mremap`: KVM drops exactly the
+//! changed range, synchronously, in the calling task. The default path is here too, as the
+//! backend [`memslot`](BackendKind::Memslot), for comparison and as a fallback.
+//!
+//! The rules that every part of the library keeps:
+//!
+//! 1. **The arena has no gap.** Each page of the address space behind a window is a mapping or a
+//!    hole at every instant, also while a system call fails.
+//! 2. **Slots rest.** With [`fixed`](BackendKind::Fixed), map, replace and unmap make no memslot
+//!    call once a segment is registered.
+//! 3. **When a call returns, the old memory is out of reach** of every vCPU and the new one is
+//!    visible.
+//! 4. **Replace is atomic for the guest**, with `fixed`.
+//! 5. **A failed call changes nothing**, or its error names the state: [`StateAfter`].
+//! 6. **Nobody outside the VMM is believed**: not a length, not a descriptor.
+//! 7. **No reference into guest memory**: the library reads and writes none of it, and hands out
+//!    no `&[u8]` of it.
+//!
+//! Features: `kvm` implements [`SlotProvider`] for `kvm_ioctls::VmFd`; `serde` makes
+//! [`LayoutRecord`] and others serialisable. The library logs through the `log` facade.
+//!
+//! The files lie in floors, each importing only downward: `range`, `error` and `host`; `source`
+//! and `layout`; `arena` and `slots`; `backend`; `window`.
 
+#![cfg_attr(
+    test,
+    expect(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        reason = "tests compute with small figures of their own"
+    )
+)]
+
+#[cfg(test)]
+extern crate self as vm_remap;
+
+mod arena;
+mod backend;
+mod error;
 pub mod host;
+mod layout;
+mod range;
+mod slots;
+mod source;
+mod window;
+
+pub use backend::BackendKind;
+pub use error::{Error, StateAfter};
+pub use layout::record::{LayoutRecord, MappingRecord};
+pub use layout::{Mapping, Origin};
+pub use range::{GuestAddress, PAGE_SIZE, PageRange};
+pub use slots::{Slot, SlotNumbers, SlotProvider};
+pub use source::descriptor::DescriptorKind;
+pub use source::{Protection, Source};
+pub use window::batch::Batch;
+pub use window::counters::Counters;
+pub use window::options::{WindowOptions, Zap};
+pub use window::{Found, OnWorkers, Window};

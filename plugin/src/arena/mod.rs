@@ -1,0 +1,400 @@
+//! Owns the host address space behind a window, and makes every change of it: the only file of
+//! the library that calls `mmap`, `mremap` and `munmap`. Never decides what goes where, and never
+//! reads or writes a byte of it.
+//!
+//! What every unsafe block here rests on:
+//! 1. The range is ours: [`Arena::reserve`] took it from the kernel, nobody else places anything
+//!    in it, and only `Drop` gives it back. The same holds for [`Staged`] and its own range.
+//! 2. No Rust reference points into it, ever: the library hands out addresses, not references.
+//! 3. Offsets are checked against this arena, here, by [`Arena::span`].
+//! 4. Memslots end before the arena does: whoever cannot unregister one calls
+//!    [`Arena::leak`], and the address space is never given back.
+//!
+//! Holes are private anonymous memory without access: reading them allocates nothing, and their
+//! areas merge again with their neighbours.
+
+// UNSAFETY: changing the address space of the process is unsafe by nature, and no safe wrapper
+// knows the rules above.
+#![expect(unsafe_code, reason = "the one place that changes the address space")]
+
+pub(crate) mod areas;
+
+use std::ffi::c_void;
+use std::hash::{BuildHasher, RandomState};
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+use rustix::mm::{
+    MapFlags, MremapFlags, MsyncFlags, ProtFlags, mmap, mmap_anonymous, mremap, mremap_fixed,
+    msync, munmap,
+};
+
+use crate::error::StateAfter;
+use crate::range::{GuestAddress, HUGE_1G, PageRange};
+use crate::source::Protection;
+
+/// Where arenas go by preference. `mmap(NULL)` takes the highest gap below the stack, or in the
+/// legacy layout the lowest one above a third of the address space (Linux: `mm/mmap.c`
+/// `arch_get_unmapped_area*`), so it comes here last of all. That is a second line of defence: the
+/// first is that no call below leaves a gap.
+const LOW: u64 = 4 << 40;
+const HIGH: u64 = 40 << 40;
+const PLACEMENT_TRIES: usize = 8;
+
+const HOLE: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE);
+
+/// The address space behind one window.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    base: usize,
+    len: usize,
+    leaked: bool,
+}
+
+/// A mapping that was made outside any arena, to be moved into one. Unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    address: usize,
+    len: usize,
+}
+
+/// A change that the kernel refused, and what that left behind.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) errno: Errno,
+    pub(crate) state: StateAfter,
+}
+
+impl Arena {
+    /// Reserves `len` bytes, one hole, congruent with the guest address `base` modulo 1 GiB, so
+    /// that huge pages of both sizes can become one translation.
+    pub(crate) fn reserve(len: u64, base: GuestAddress) -> rustix::io::Result<Self> {
+        let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
+        let skew = base.0 % HUGE_1G;
+        let random = RandomState::new();
+        for attempt in 0..PLACEMENT_TRIES {
+            let slots = (HIGH - LOW) / HUGE_1G;
+            let slot = random.hash_one(attempt) % slots;
+            let wanted = slot
+                .wrapping_mul(HUGE_1G)
+                .wrapping_add(LOW)
+                .wrapping_add(skew);
+            if wanted.checked_add(len as u64).is_none_or(|end| end > HIGH) {
+                continue;
+            }
+            let wanted = usize::try_from(wanted).map_err(|_| Errno::NOMEM)?;
+            match map_hole(wanted, len, MapFlags::FIXED_NOREPLACE) {
+                Ok(got) if got == wanted => {
+                    return Ok(Self {
+                        base: wanted,
+                        len,
+                        leaked: false,
+                    });
+                }
+                // A kernel before 4.17 took the address for a hint.
+                Ok(got) => drop(Staged { address: got, len }),
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Self::reserve_anywhere(len, skew)
+    }
+
+    /// Reserves 1 GiB too much wherever the kernel likes, and gives back what is over.
+    fn reserve_anywhere(len: usize, skew: u64) -> rustix::io::Result<Self> {
+        let skew = usize::try_from(skew).map_err(|_| Errno::NOMEM)?;
+        let align = usize::try_from(HUGE_1G).map_err(|_| Errno::NOMEM)?;
+        let room = len.checked_add(align).ok_or(Errno::NOMEM)?;
+        let start = map_hole(0, room, MapFlags::empty())?;
+        let excess = start.wrapping_sub(skew).checked_rem(align).unwrap_or(0);
+        let before = if excess == 0 {
+            0
+        } else {
+            align.wrapping_sub(excess)
+        };
+        let base = start.wrapping_add(before);
+        let after = align.wrapping_sub(before);
+        for (address, len) in [(start, before), (base.wrapping_add(len), after)] {
+            if len > 0 {
+                drop(Staged { address, len });
+            }
+        }
+        Ok(Self {
+            base,
+            len,
+            leaked: false,
+        })
+    }
+
+    /// The host address of the window's byte `offset`.
+    pub(crate) fn address(&self, offset: u64) -> u64 {
+        (self.base as u64).wrapping_add(offset)
+    }
+
+    /// Host address and length of `range`, seen to lie in this arena.
+    fn span(&self, range: PageRange) -> (usize, usize) {
+        assert!(
+            range.end() <= self.len as u64,
+            "{range} lies outside the arena"
+        );
+        // Both fit: the arena's own length is a usize.
+        let offset = usize::try_from(range.start()).unwrap_or(usize::MAX);
+        let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+        (self.base.wrapping_add(offset), len)
+    }
+
+    /// Moves `staged` to `range` in one step: whoever looks sees what was there or what comes.
+    pub(crate) fn place(&self, range: PageRange, staged: Staged) -> Result<(), Refused> {
+        let (address, len) = self.span(range);
+        assert_eq!(
+            staged.len, len,
+            "a staged mapping has the length of its range"
+        );
+        let from = staged.address as *mut c_void;
+        // SAFETY: both ranges are ours, by rules 1 and 3, and nobody refers to them, by rule 2.
+        // The lengths are equal, so nothing beyond the two ranges is touched.
+        let moved =
+            unsafe { mremap_fixed(from, len, len, MremapFlags::MAYMOVE, address as *mut c_void) };
+        match moved {
+            Ok(_) => {
+                staged.moved_away();
+                Ok(())
+            }
+            Err(errno) => Err(self.heal(range, errno)),
+        }
+    }
+
+    /// Maps `fd` over `range` in one step. Only for descriptors with which the kernel cannot fail
+    /// once it has unmapped what was there, see `Descriptor::cannot_fail_halfway`.
+    pub(crate) fn place_directly(
+        &self,
+        range: PageRange,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        protection: Protection,
+    ) -> Result<(), Refused> {
+        let (address, len) = self.span(range);
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        let address = address as *mut c_void;
+        // SAFETY: the range is ours, by rules 1 and 3, and nobody refers to it, by rule 2.
+        let mapped = unsafe { mmap(address, len, access(protection), flags, fd, offset) };
+        mapped.map(drop).map_err(|errno| self.heal(range, errno))
+    }
+
+    /// Makes `range` a hole.
+    ///
+    /// Private anonymous memory without access has no handler and no accounting that could fail
+    /// after the old mapping is gone; what the kernel refuses, it refuses before.
+    pub(crate) fn punch(&self, range: PageRange) -> Result<(), Refused> {
+        let (address, len) = self.span(range);
+        match map_hole(address, len, MapFlags::FIXED) {
+            Ok(_) => Ok(()),
+            Err(errno) if self.has_gap(range) => Err(self.heal(range, errno)),
+            Err(errno) => Err(Refused {
+                errno,
+                state: StateAfter::Unchanged,
+            }),
+        }
+    }
+
+    /// Makes `range` a hole after a failure that can have left a gap there.
+    fn heal(&self, range: PageRange, errno: Errno) -> Refused {
+        let (address, len) = self.span(range);
+        let healed = map_hole(address, len, MapFlags::FIXED).is_ok();
+        let state = if healed {
+            StateAfter::Hole
+        } else {
+            StateAfter::Poisoned
+        };
+        log::warn!("cannot place memory at {range} of the arena: {errno}; {state}");
+        Refused { errno, state }
+    }
+
+    /// Whether any page of `range` is not mapped at all.
+    pub(crate) fn has_gap(&self, range: PageRange) -> bool {
+        let (address, len) = self.span(range);
+        // SAFETY: with MS_ASYNC the call changes nothing, it only says whether all of the range
+        // is mapped (man page msync(2), ENOMEM; Linux: mm/msync.c).
+        let found = unsafe { msync(address as *mut c_void, len, MsyncFlags::ASYNC) };
+        found == Err(Errno::NOMEM)
+    }
+
+    /// A second mapping of what `range` of this arena has, or an error where the kernel cannot
+    /// make one (hugetlb, PFNMAP). The range must lie in one mapping.
+    pub(crate) fn duplicate(&self, range: PageRange) -> rustix::io::Result<Staged> {
+        let (address, len) = self.span(range);
+        Staged::duplicate(address, len)
+    }
+
+    /// Keeps the address space for ever, because a memslot still lies over it.
+    pub(crate) fn leak(&mut self) {
+        self.leaked = true;
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        if self.leaked {
+            log::warn!(
+                "{:#x} bytes of address space stay under a memslot for ever",
+                self.len
+            );
+        } else {
+            unmap(self.base, self.len);
+        }
+    }
+}
+
+impl Staged {
+    /// Maps `len` bytes of `fd`, wherever the kernel likes.
+    pub(crate) fn descriptor(
+        len: u64,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        protection: Protection,
+    ) -> rustix::io::Result<Self> {
+        let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
+        let nowhere = std::ptr::null_mut();
+        // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
+        let mapped = unsafe {
+            mmap(
+                nowhere,
+                len,
+                access(protection),
+                MapFlags::SHARED,
+                fd,
+                offset,
+            )
+        }?;
+        Ok(Self {
+            address: mapped.addr(),
+            len,
+        })
+    }
+
+    /// Maps `len` bytes of fresh memory, wherever the kernel likes.
+    pub(crate) fn anonymous(len: u64, protection: Protection) -> rustix::io::Result<Self> {
+        let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
+        let nowhere = std::ptr::null_mut();
+        // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
+        let mapped = unsafe { mmap_anonymous(nowhere, len, access(protection), MapFlags::SHARED) }?;
+        Ok(Self {
+            address: mapped.addr(),
+            len,
+        })
+    }
+
+    /// Maps what lies at `address` a second time, wherever the kernel likes. The caller has seen
+    /// that all `len` bytes lie in one shared mapping.
+    pub(crate) fn duplicate(address: usize, len: usize) -> rustix::io::Result<Self> {
+        let from = address as *mut c_void;
+        // SAFETY: with an old size of 0 the old mapping stays as it is, and without a fixed
+        // address the kernel picks a free range (man page mremap(2)), so nothing is replaced.
+        let mapped = unsafe { mremap(from, 0, len, MremapFlags::MAYMOVE) }?;
+        Ok(Self {
+            address: mapped.addr(),
+            len,
+        })
+    }
+
+    /// Gives up the claim on the range, which the kernel has moved.
+    fn moved_away(mut self) {
+        self.len = 0;
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            unmap(self.address, self.len);
+        }
+    }
+}
+
+/// Maps memory without access at `address`, which is ours where `placement` is `FIXED`.
+fn map_hole(address: usize, len: usize, placement: MapFlags) -> rustix::io::Result<usize> {
+    let address = address as *mut c_void;
+    // SAFETY: with FIXED the callers, all in this file, pass ranges of their own arena (rules 1
+    // to 3); without it the kernel replaces nothing.
+    let mapped = unsafe { mmap_anonymous(address, len, ProtFlags::empty(), HOLE | placement) }?;
+    Ok(mapped.addr())
+}
+
+/// Gives a range back that an `Arena` or a `Staged` owned until now.
+fn unmap(address: usize, len: usize) {
+    // SAFETY: the callers are the drops of the two owners and `reserve`, each for a range that it
+    // owns and will not use again; nobody refers to it, by rule 2, and no memslot lies over it,
+    // by rule 4.
+    if let Err(errno) = unsafe { munmap(address as *mut c_void, len) } {
+        log::warn!("cannot unmap {len:#x} bytes of address space: {errno}");
+    }
+}
+
+fn access(protection: Protection) -> ProtFlags {
+    match protection {
+        Protection::ReadOnly => ProtFlags::READ,
+        Protection::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::range::PAGE_SIZE;
+
+    #[test]
+    fn arena_is_congruent_with_the_guest_wherever_it_lies() {
+        for base in [0, PAGE_SIZE, (2 << 20) + PAGE_SIZE, 5 * HUGE_1G - PAGE_SIZE] {
+            let arena = Arena::reserve(3 * PAGE_SIZE, GuestAddress(base)).unwrap();
+            assert_eq!(arena.address(0) % HUGE_1G, base % HUGE_1G);
+            let skew = base % HUGE_1G;
+            let anywhere = Arena::reserve_anywhere(3 << 12, skew).unwrap();
+            assert_eq!(anywhere.address(0) % HUGE_1G, skew);
+            let all = PageRange::new(0, 3 * PAGE_SIZE).unwrap();
+            assert!(!anywhere.has_gap(all) && !arena.has_gap(all));
+        }
+    }
+
+    #[test]
+    fn reserve_of_more_than_the_address_space_is_an_error() {
+        Arena::reserve(1 << 60, GuestAddress(0)).unwrap_err();
+    }
+
+    #[test]
+    fn a_placement_that_fails_half_way_is_a_hole_and_no_gap() {
+        let arena = Arena::reserve(4 * PAGE_SIZE, GuestAddress(0)).unwrap();
+        let all = PageRange::new(0, 4 * PAGE_SIZE).unwrap();
+        // A mapping that is gone cannot be moved: the kernel unmaps the target, then fails.
+        let mut gone = Arena::reserve(4 * PAGE_SIZE, GuestAddress(0)).unwrap();
+        unmap(gone.base, gone.len);
+        gone.leaked = true;
+        let staged = Staged {
+            address: gone.base,
+            len: gone.len,
+        };
+        let refused = arena.place(all, staged).unwrap_err();
+        assert_eq!(refused.state, StateAfter::Hole);
+        assert!(!arena.has_gap(all));
+    }
+
+    #[test]
+    fn has_gap_sees_a_gap() {
+        let arena = Arena::reserve(4 * PAGE_SIZE, GuestAddress(0)).unwrap();
+        let all = PageRange::new(0, 4 * PAGE_SIZE).unwrap();
+        assert!(!arena.has_gap(all));
+        unmap(arena.base + 4096, 4096);
+        assert!(arena.has_gap(all));
+        arena.punch(all).unwrap();
+        assert!(!arena.has_gap(all));
+    }
+
+    #[test]
+    fn drop_of_a_staged_mapping_gives_its_range_back() {
+        let staged = Staged::anonymous(PAGE_SIZE, Protection::ReadOnly).unwrap();
+        let address = staged.address;
+        drop(staged);
+        let again = map_hole(address, 4096, MapFlags::FIXED_NOREPLACE).unwrap();
+        assert_eq!(again, address);
+        unmap(again, 4096);
+    }
+}

@@ -1,0 +1,115 @@
+//! Owns what a memslot is and the two calls that a host hypervisor offers for it, as a trait.
+//! Never decides which slots there are.
+
+#[cfg(feature = "kvm")]
+mod kvm;
+#[cfg(test)]
+#[path = "../../tests/common/recorder.rs"]
+#[expect(
+    unreachable_pub,
+    dead_code,
+    reason = "shared with the tests of the public face"
+)]
+mod recorder;
+pub(crate) mod table;
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::Range;
+
+use crate::range::GuestAddress;
+
+/// A memslot: host memory registered at a guest address. Only this library makes one, so a
+/// provider can trust that the host memory is there and stays until the slot is unregistered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    number: u32,
+    guest: GuestAddress,
+    len: u64,
+    host: u64,
+    read_only: bool,
+}
+
+impl Slot {
+    /// The slot's number, one of those that the window was given.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Guest address of its first byte, a multiple of 4 KiB.
+    #[must_use]
+    pub fn guest_address(&self) -> GuestAddress {
+        self.guest
+    }
+
+    /// Its length in bytes, a multiple of 4 KiB and above 0.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a slot is never empty")]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Host address of its first byte, a multiple of 4 KiB.
+    #[must_use]
+    pub fn host_address(&self) -> u64 {
+        self.host
+    }
+
+    /// Whether guest writes leave to the VMM (`KVM_MEM_READONLY`).
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+}
+
+/// The host hypervisor's side: register a slot, unregister a slot.
+///
+/// One provider can serve several windows of a VM, from several threads.
+///
+/// # Safety
+/// The memory of a slot may be given back, and reused for anything, once `unregister` has
+/// returned `Ok` for it: from then on the hypervisor must not touch it on behalf of the guest, on
+/// any vCPU. An implementation that cannot promise that returns an error, and the window then
+/// never gives the memory back.
+#[expect(
+    unsafe_code,
+    reason = "the window frees memory on the word of the implementor"
+)]
+pub unsafe trait SlotProvider: Debug + Send + Sync {
+    /// Registers `slot`; the guest reaches the memory from then on.
+    ///
+    /// # Errors
+    /// What the hypervisor said; the slot is not registered then.
+    fn register(&self, slot: &Slot) -> io::Result<()>;
+
+    /// Unregisters `slot`, exactly as it was registered, and waits until no vCPU can reach it.
+    ///
+    /// # Errors
+    /// What the hypervisor said; the slot is still registered then.
+    fn unregister(&self, slot: &Slot) -> io::Result<()>;
+
+    /// Makes the deletion of a memslot drop that slot's translations only, where the hypervisor
+    /// offers that (KVM: `KVM_X86_QUIRK_SLOT_ZAP_ALL`, Linux 6.12 on). It holds for the whole VM,
+    /// and cannot be taken back. Returns whether it holds now; `false` by default.
+    ///
+    /// # Errors
+    /// What the hypervisor said, where it offers the switch and refused it.
+    fn enable_precise_zap(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+}
+
+/// The slot numbers that a window may use, and nothing else in the VM does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotNumbers(pub(crate) Range<u32>);
+
+impl SlotNumbers {
+    /// The numbers of `range`. How many a window needs: `fixed` one for each segment, `memslot`
+    /// one for each mapping, and either one more for
+    /// [`invalidate_roots`](crate::Window::invalidate_roots).
+    #[must_use]
+    pub fn new(range: Range<u32>) -> Self {
+        Self(range)
+    }
+}

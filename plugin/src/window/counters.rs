@@ -1,0 +1,71 @@
+//! Owns the counting of what a window has done. Never reads back what it counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a window has done since it was opened, and what it holds now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Counters {
+    /// Calls of `map`, and maps of batches, that succeeded.
+    pub maps: u64,
+    /// Calls of `replace`, and replaces of batches, that succeeded.
+    pub replaces: u64,
+    /// Calls of `unmap`, and unmaps of batches, that succeeded.
+    pub unmaps: u64,
+    /// Batches that succeeded.
+    pub batches: u64,
+    /// Calls that failed, of any of these.
+    pub failures: u64,
+    /// Mappings put in place by one `mmap`.
+    pub direct: u64,
+    /// Mappings made elsewhere first and moved into place.
+    pub staged: u64,
+    /// Mappings that `fixed` could not share and that got a memslot of their own.
+    pub fallbacks: u64,
+    /// Memslots registered.
+    pub slots_registered: u64,
+    /// Memslots unregistered.
+    pub slots_unregistered: u64,
+    /// Memslots there are now.
+    pub slots: u64,
+    /// Mappings there are now.
+    pub mappings: u64,
+    /// Bytes that they cover.
+    pub mapped_bytes: u64,
+}
+
+/// The counters that change outside the window's lock.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) maps: AtomicU64,
+    pub(crate) replaces: AtomicU64,
+    pub(crate) unmaps: AtomicU64,
+    pub(crate) batches: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) direct: AtomicU64,
+    pub(crate) staged: AtomicU64,
+    pub(crate) fallbacks: AtomicU64,
+}
+
+/// Adds one. The order among counters is nobody's business.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Tally {
+    pub(crate) fn read(&self) -> Counters {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            maps: value(&self.maps),
+            replaces: value(&self.replaces),
+            unmaps: value(&self.unmaps),
+            batches: value(&self.batches),
+            failures: value(&self.failures),
+            direct: value(&self.direct),
+            staged: value(&self.staged),
+            fallbacks: value(&self.fallbacks),
+            ..Counters::default()
+        }
+    }
+}

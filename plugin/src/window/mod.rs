@@ -1,0 +1,453 @@
+//! Owns the public face: a window, and the operations on it. Never calls the kernel itself: each
+//! operation is prepared (`prepare`) and then carried out under the window's lock (`transaction`).
+
+pub(crate) mod batch;
+pub(crate) mod counters;
+pub(crate) mod options;
+mod prepare;
+mod shared;
+mod transaction;
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use batch::{Batch, Change};
+use counters::{Counters, Tally, count};
+use options::{WindowOptions, Zap, check_base};
+use shared::Shared;
+use transaction::State;
+
+use crate::arena::Arena;
+use crate::arena::areas::Areas;
+use crate::backend::BackendKind;
+use crate::error::Error;
+use crate::host::{ZapMode, ZapReport};
+use crate::layout::record::{LayoutRecord, MappingRecord};
+use crate::layout::{Layout, Mapping};
+use crate::range::{GuestAddress, PAGE_SIZE, PageRange};
+use crate::slots::table::SlotTable;
+use crate::slots::{SlotNumbers, SlotProvider};
+use crate::source::{Protection, Source};
+
+/// A guest-physical range whose backing the VMM changes while the guest runs.
+///
+/// **Ordering.** When a call returns, no vCPU can reach the old memory any more and every vCPU sees
+/// the new: KVM's range zap ran in the calling task, inside the system call (Linux:
+/// `Documentation/virt/kvm/api.rst`, `KVM_CAP_SYNC_MMU`; `virt/kvm/kvm_main.c`
+/// `kvm_mmu_notifier_invalidate_range_start`). Answer a peer after the call, not before.
+///
+/// **Threads.** All calls take `&self` and can be made from any thread; a window makes one change
+/// at a time, and what a source needs before that runs side by side.
+///
+/// **Failures.** A call that fails has changed nothing, unless its error says otherwise with
+/// [`Error::state_after`]. A segment that was registered for it stays registered.
+///
+/// **Memory.** The library never reads or writes guest memory and hands out no reference to it.
+///
+/// ```
+/// # #[cfg(feature = "kvm")]
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::os::fd::AsFd;
+/// use std::sync::Arc;
+/// use vm_remap::{GuestAddress, PageRange, Protection, SlotNumbers, Source, WindowOptions};
+///
+/// # let Ok(kvm) = kvm_ioctls::Kvm::new() else { return Ok(()) };
+/// let vm = Arc::new(kvm.create_vm()?);
+/// // 1 GiB at guest address 4 GiB, with slot numbers that nothing else in the VM uses.
+/// let window = WindowOptions::new(GuestAddress(4 << 30), 1 << 30)
+///     .open(vm, SlotNumbers::new(16..32))?;
+///
+/// let blob = rustix::fs::memfd_create("blob", rustix::fs::MemfdFlags::CLOEXEC)?;
+/// rustix::fs::ftruncate(&blob, 2 << 20)?;
+/// let range = PageRange::new(0, 2 << 20)?;
+/// window.map(range, &Source::descriptor(blob.as_fd(), 0), Protection::ReadWrite)?;
+/// // The guest reads and writes the blob at 4 GiB now.
+/// window.unmap(range)?;
+/// window.close()?;
+/// # Ok(())
+/// # }
+/// # #[cfg(not(feature = "kvm"))]
+/// # fn main() {}
+/// ```
+#[derive(Debug)]
+pub struct Window {
+    // Dropped before the arena: `close` empties the table while the memory is still there.
+    state: Mutex<State>,
+    shared: Shared,
+    kind: BackendKind,
+    zap: Zap,
+    scratch: Option<GuestAddress>,
+    closed: bool,
+}
+
+/// What lies at a guest address.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The whole mapping.
+    pub mapping: Mapping,
+    /// How far into the mapping the address lies, in bytes.
+    pub offset: u64,
+    /// The host address of that byte, for calls of the hypervisor or an IOMMU. Memory there can
+    /// vanish with the next call on the window: nothing in the VMM may touch it.
+    pub host_address: u64,
+}
+
+/// Whether [`Window::invalidate_roots`] may run where workers on any CPU do the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnWorkers {
+    /// Return an error instead.
+    Refuse,
+    /// Go ahead; the caller's CPU affinity and priority do not hold for the work.
+    Allow,
+}
+
+impl WindowOptions {
+    /// Opens the window: reserves its address space, all hole, and registers nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::BadRange`], [`Error::BadGuestAddress`] and [`Error::BadSegmentSize`] for figures
+    /// that make no sense; [`Error::Reserve`] where the process has no room;
+    /// [`Error::PreciseZapRefused`] where the hypervisor offers precise zapping and refuses it.
+    pub fn open(
+        self,
+        provider: Arc<dyn SlotProvider>,
+        numbers: SlotNumbers,
+    ) -> Result<Window, Error> {
+        let range = self.check()?;
+        let (base, len) = (self.base, self.len);
+        let arena = Arena::reserve(len, base).map_err(|errno| Error::Reserve {
+            len,
+            source: errno.into(),
+        })?;
+        let zap = match self.zap {
+            Zap::All => Zap::All,
+            Zap::Precise => {
+                let refused = |source| Error::PreciseZapRefused { source };
+                if provider.enable_precise_zap().map_err(refused)? {
+                    Zap::Precise
+                } else {
+                    Zap::All
+                }
+            }
+        };
+        let geometry = self.geometry(range, arena.address(0));
+        let slots = SlotTable::new(provider, base, numbers);
+        let shared = Shared {
+            geometry,
+            arena,
+            backend: self.backend.backend(geometry),
+            areas: Areas::new(),
+            tally: Tally::default(),
+            fallback: self.fallback,
+        };
+        let state = State {
+            layout: Layout::default(),
+            slots,
+            poisoned: false,
+        };
+        let (kind, scratch) = (self.backend, self.scratch);
+        Ok(Window {
+            state: Mutex::new(state),
+            shared,
+            kind,
+            zap,
+            scratch,
+            closed: false,
+        })
+    }
+}
+
+impl Window {
+    /// Puts `source` at `range`, which must be a hole.
+    ///
+    /// # Errors
+    /// [`Error::Occupied`] where anything is mapped there already, and every error that tells
+    /// what is wrong with the range or the source. All of these leave everything as it was. The
+    /// kernel refusing the last step ([`Error::Place`], [`Error::Slot`]) leaves the hole there was.
+    pub fn map(
+        &self,
+        range: PageRange,
+        source: &Source<'_>,
+        protection: Protection,
+    ) -> Result<(), Error> {
+        self.change(&[Change::Map {
+            range,
+            source: *source,
+            protection,
+        }])
+    }
+
+    /// Puts `source` at `range`, whatever is there; mappings that reach beyond it are cut.
+    ///
+    /// With `fixed` it is atomic for the guest: each access sees the old memory or the new, never
+    /// a hole between them. With `memslot` the guest meets a range without memory in between, as
+    /// deleting and creating a memslot has it.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map), but for [`Error::Occupied`]. Where the kernel refuses the last step,
+    /// the range is a hole.
+    pub fn replace(
+        &self,
+        range: PageRange,
+        source: &Source<'_>,
+        protection: Protection,
+    ) -> Result<(), Error> {
+        self.change(&[Change::Replace {
+            range,
+            source: *source,
+            protection,
+        }])
+    }
+
+    /// Makes `range` a hole; mappings that reach beyond it are cut. Holes in it stay as they are.
+    ///
+    /// Cutting a mapping at an address that is no multiple of 2 MiB makes the kernel drop the
+    /// guest's translations of the whole 2 MiB around it, once (Linux: `mm/huge_memory.c`
+    /// `vma_adjust_trans_huge`).
+    ///
+    /// # Errors
+    /// [`Error::OutsideWindow`]; [`Error::Place`] where the kernel refused, which leaves what was
+    /// there. With `memslot`, also [`Error::Slot`] and, for what a cut leaves over,
+    /// [`Error::SlotNumbers`]; these leave everything as it was.
+    pub fn unmap(&self, range: PageRange) -> Result<(), Error> {
+        self.change(&[Change::Unmap { range }])
+    }
+
+    /// Makes all changes of `batch` in their order, or none of them.
+    ///
+    /// The guest can see the first changes before the last ones. A batch that fails half-way is
+    /// taken back, and the guest can see that as well. An empty batch does nothing.
+    ///
+    /// # Errors
+    /// As the single operations, each with everything left as it was, or with the window poisoned
+    /// where the kernel refused even that ([`Error::state_after`] tells).
+    pub fn commit(&self, batch: &Batch<'_>) -> Result<(), Error> {
+        self.change(&batch.changes)?;
+        count(&self.shared.tally.batches);
+        Ok(())
+    }
+
+    fn change(&self, changes: &[Change<'_>]) -> Result<(), Error> {
+        let result = self.try_change(changes);
+        match &result {
+            Ok(()) => {
+                for change in changes {
+                    count(match change {
+                        Change::Map { .. } => &self.shared.tally.maps,
+                        Change::Replace { .. } => &self.shared.tally.replaces,
+                        Change::Unmap { .. } => &self.shared.tally.unmaps,
+                    });
+                }
+            }
+            Err(_) => count(&self.shared.tally.failures),
+        }
+        result
+    }
+
+    fn try_change(&self, changes: &[Change<'_>]) -> Result<(), Error> {
+        let prepared = changes
+            .iter()
+            .map(|change| self.shared.prepare(change))
+            .collect::<Result<_, _>>()?;
+        self.state().commit(&self.shared, prepared)
+    }
+
+    /// Moves the whole window to another guest address, as when the guest moves a BAR: the one
+    /// operation that deletes memslots and creates them again. Mappings keep their offsets and
+    /// their memory. Nothing of the window is visible to the guest in between.
+    ///
+    /// The arena stays where it is. A `base` that is not congruent with the old one modulo 2 MiB
+    /// costs the guest its huge translations there, and nothing else.
+    ///
+    /// # Errors
+    /// [`Error::BadGuestAddress`]; [`Error::Slot`] where the hypervisor refused, for an overlap
+    /// with another slot of the VM for instance. The window stays where it was then, or is
+    /// poisoned where the hypervisor refused even that.
+    pub fn relocate(&self, base: GuestAddress) -> Result<(), Error> {
+        check_base(base, self.shared.geometry.window.len())?;
+        let mut state = self.state();
+        if state.poisoned {
+            return Err(Error::Poisoned);
+        }
+        let moved = state.slots.relocate(base);
+        if let Err(error) = &moved {
+            state.poisoned = error.state_after() == crate::StateAfter::Poisoned;
+        }
+        moved
+    }
+
+    /// Unregisters every memslot of the window and gives its address space back. Dropping a
+    /// window does the same, and logs what fails.
+    ///
+    /// # Errors
+    /// [`Error::Slot`] where the hypervisor kept a slot. The address space under it is then never
+    /// given back, since the guest still reaches it; the window is gone all the same.
+    pub fn close(mut self) -> Result<(), Error> {
+        self.shut()
+    }
+
+    fn shut(&mut self) -> Result<(), Error> {
+        self.closed = true;
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let gone = state.slots.unregister_what_goes();
+        if gone.is_err() {
+            self.shared.arena.leak();
+        }
+        gone
+    }
+
+    /// Makes KVM drop every translation of the VM, by creating a memslot of one page and deleting
+    /// it. When the call returns the work is done: by the calling task, unless the answer says
+    /// otherwise. A last resort, for a VMM that must be sure of more than this window.
+    ///
+    /// # Errors
+    /// [`Error::WorkerZaps`] on a host that leaves the work to workers, unless `on_workers` allows
+    /// it; [`Error::PreciseZap`] where this window switched precise zapping on;
+    /// [`Error::NoScratchPage`] where no guest page is free; [`Error::SlotNumbers`] and
+    /// [`Error::Slot`] from the slot itself. Nothing has changed then.
+    pub fn invalidate_roots(&self, on_workers: OnWorkers) -> Result<ZapMode, Error> {
+        if self.zap == Zap::Precise {
+            return Err(Error::PreciseZap);
+        }
+        let report = ZapReport::of_this_host();
+        if report.mode == ZapMode::Worker && on_workers == OnWorkers::Refuse {
+            return Err(Error::WorkerZaps {
+                evidence: report.evidence.clone(),
+            });
+        }
+        let mut state = self.state();
+        if state.poisoned {
+            return Err(Error::Poisoned);
+        }
+        let host = self.shared.arena.address(0);
+        let own = state.slots.free_page(self.shared.geometry.window);
+        let own = own.and_then(|offset| state.slots.base().checked_add(offset));
+        let page = own.or(self.scratch).ok_or(Error::NoScratchPage)?;
+        let flashed = state.slots.flash(page, host, PAGE_SIZE);
+        // A slot that stayed would let the guest reach the window's first page for ever.
+        state.poisoned = flashed
+            .as_ref()
+            .is_err_and(|e| e.state_after() != crate::StateAfter::Unchanged);
+        flashed.map(|()| report.mode)
+    }
+
+    /// What is mapped at a guest address, if anything.
+    #[must_use]
+    pub fn lookup(&self, address: GuestAddress) -> Option<Found> {
+        let state = self.state();
+        let offset = address.0.checked_sub(state.slots.base().0)?;
+        let mapping = state.layout.at(offset)?.clone();
+        let into = mapping.range.distance_to(offset);
+        let host_address = match mapping.in_place() {
+            Some(address) => address.wrapping_add(into),
+            None => self.shared.arena.address(offset),
+        };
+        Some(Found {
+            mapping,
+            offset: into,
+            host_address,
+        })
+    }
+
+    /// All mappings at this instant, by ascending offset.
+    #[must_use]
+    pub fn mappings(&self) -> Vec<Mapping> {
+        self.state().layout.iter().cloned().collect()
+    }
+
+    /// What the window has done, and what it holds.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let state = self.state();
+        let (slots_registered, slots_unregistered) = state.slots.calls();
+        Counters {
+            slots_registered,
+            slots_unregistered,
+            slots: state.slots.len() as u64,
+            mappings: state.layout.len() as u64,
+            mapped_bytes: state.layout.mapped(),
+            ..self.shared.tally.read()
+        }
+    }
+
+    /// A record of what is mapped where, for a snapshot. It has no memory contents in it.
+    #[must_use]
+    pub fn record(&self) -> LayoutRecord {
+        let state = self.state();
+        LayoutRecord::of(
+            &state.layout,
+            state.slots.base(),
+            self.shared.geometry.window.len(),
+        )
+    }
+
+    /// Maps everything that `record` lists, all or nothing, into this window, which must be
+    /// empty and no shorter than the recorded one. `resolve` finds the source for each mapping:
+    /// the record knows files by number and label only. Labels are taken from the record.
+    ///
+    /// The window's own guest address stays; the recorded one is information for the VMM.
+    ///
+    /// # Errors
+    /// [`Error::NotEmpty`], [`Error::Record`] or [`Error::BadRange`] for a record that cannot be
+    /// true or does not fit, [`Error::Resolve`] where `resolve` fails, and what
+    /// [`commit`](Self::commit) returns.
+    pub fn replay<'fd>(
+        &self,
+        record: &LayoutRecord,
+        mut resolve: impl FnMut(&MappingRecord) -> io::Result<Source<'fd>>,
+    ) -> Result<(), Error> {
+        let ranges = record.ranges(self.shared.geometry.window.len())?;
+        let mappings = self.state().layout.len();
+        if mappings > 0 {
+            return Err(Error::NotEmpty { mappings });
+        }
+        let mut batch = Batch::new();
+        for (range, mapping) in ranges.into_iter().zip(&record.mappings) {
+            let source = resolve(mapping).map_err(|source| Error::Resolve { range, source })?;
+            batch = batch.map(range, &source.label(mapping.label), mapping.protection);
+        }
+        self.commit(&batch)
+    }
+
+    /// The guest address of the window's first byte.
+    #[must_use]
+    pub fn base(&self) -> GuestAddress {
+        self.state().slots.base()
+    }
+
+    /// The window's length in bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a window is never of 0 bytes")]
+    pub fn len(&self) -> u64 {
+        self.shared.geometry.window.len()
+    }
+
+    /// The backend that the window was opened with.
+    #[must_use]
+    pub fn backend(&self) -> BackendKind {
+        self.kind
+    }
+
+    /// What deleting a memslot drops: [`Zap::Precise`] only where it was asked for and the
+    /// hypervisor offers it.
+    #[must_use]
+    pub fn zap(&self) -> Zap {
+        self.zap
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is put right before anything that could panic, so a poisoned lock is no reason
+        // to refuse an unmap.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        if !self.closed
+            && let Err(error) = self.shut()
+        {
+            log::error!("cannot close the window: {error}");
+        }
+    }
+}

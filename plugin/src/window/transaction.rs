@@ -1,0 +1,390 @@
+//! Owns the second half of a change, under the window's lock: layout, slots and arena move
+//! together, and come back together when the kernel refuses. Never checks a source.
+//!
+//! The order: slots that cannot rest go; new slots come where nothing changes under them; memory
+//! changes; the other new slots come. With `fixed`, in steady state, only the memory changes.
+//!
+//! What a failure leaves: a batch, and whatever fails before memory changes, leaves everything
+//! as it was. A single change whose last step fails leaves a hole. Where even putting things
+//! back fails, the window is poisoned.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
+
+use super::counters::count;
+use super::prepare::{Placement, Prepared};
+use super::shared::Shared;
+use crate::arena::{Refused, Staged};
+use crate::error::{Error, StateAfter};
+use crate::layout::{Layout, Mapping, Origin, Undo};
+use crate::range::PageRange;
+use crate::slots::table::{Extent, SlotTable};
+
+/// What changes while the window lives.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) layout: Layout,
+    pub(super) slots: SlotTable,
+    pub(super) poisoned: bool,
+}
+
+/// The slot calls that a change needs.
+#[derive(Debug, Default)]
+struct Plan {
+    delete: Vec<Extent>,
+    /// Slots over memory that does not change.
+    before: Vec<Extent>,
+    /// Slots over memory that changes.
+    after: Vec<Extent>,
+}
+
+/// A second mapping of memory that a batch is about to cover.
+#[derive(Debug)]
+struct Saved {
+    range: PageRange,
+    staged: Staged,
+}
+
+impl State {
+    pub(super) fn commit(
+        &mut self,
+        shared: &Shared,
+        changes: Vec<Prepared<'_>>,
+    ) -> Result<(), Error> {
+        if self.poisoned {
+            return Err(Error::Poisoned);
+        }
+        let saved = match changes.len() {
+            0 | 1 => Vec::new(),
+            _ => self.save(shared, &changes)?,
+        };
+        let mappings_before = self.layout.len();
+        let undos = self.enter(&changes)?;
+        let added = self
+            .layout
+            .len()
+            .wrapping_sub(mappings_before)
+            .cast_signed();
+        let wants = changes.iter().find(|change| change.mapping.is_some());
+        if let Err(error) = shared.areas.take(added, wants.map(|change| change.range)) {
+            self.leave(undos);
+            return Err(error);
+        }
+        let spans: Vec<PageRange> = spans(&undos);
+        let single = undos.len() <= 1;
+        self.make(shared, changes, &undos).map_err(|error| {
+            let error = if single {
+                self.recover_single(shared, undos, error)
+            } else {
+                self.recover_batch(shared, undos, saved, error)
+            };
+            let now = self
+                .layout
+                .len()
+                .wrapping_sub(mappings_before)
+                .cast_signed();
+            shared.areas.give_back(added.saturating_sub(now));
+            let settled = self.settle(shared, &spans);
+            self.judge(error, settled)
+        })
+    }
+
+    /// Second mappings of all memory that the changes cover.
+    fn save(&self, shared: &Shared, changes: &[Prepared<'_>]) -> Result<Vec<Saved>, Error> {
+        let mut saved = Vec::new();
+        for change in changes {
+            for old in self.layout.overlapping(change.range) {
+                if old.in_place().is_some() {
+                    continue;
+                }
+                let Some(part) = old.clipped(change.range) else {
+                    continue;
+                };
+                let staged = save_one(shared, &part).map_err(|errno| Error::Stage {
+                    range: part.range,
+                    source: errno.into(),
+                })?;
+                saved.push(Saved {
+                    range: part.range,
+                    staged,
+                });
+            }
+        }
+        Ok(saved)
+    }
+
+    /// Enters the changes into the layout, all or none.
+    fn enter(&mut self, changes: &[Prepared<'_>]) -> Result<Vec<Undo>, Error> {
+        let mut undos = Vec::with_capacity(changes.len());
+        for change in changes {
+            let range = change.range;
+            if change.into_hole {
+                let occupied = self.layout.overlapping(range).next().map(|old| old.range);
+                if let Some(occupied) = occupied {
+                    self.leave(undos);
+                    return Err(Error::Occupied { range, occupied });
+                }
+            }
+            undos.push(self.layout.set(range, change.mapping.clone()));
+        }
+        Ok(undos)
+    }
+
+    fn leave(&mut self, mut undos: Vec<Undo>) {
+        while let Some(undo) = undos.pop() {
+            self.layout.restore(undo);
+        }
+    }
+
+    /// Makes the changes that the layout has already; stops at the first failure.
+    fn make(
+        &mut self,
+        shared: &Shared,
+        changes: Vec<Prepared<'_>>,
+        undos: &[Undo],
+    ) -> Result<(), Error> {
+        let plan = self.plan(shared, undos);
+        let added = plan.before.len().saturating_add(plan.after.len());
+        self.slots.has_room(added, plan.delete.len())?;
+        self.slots.unregister_all(&plan.delete)?;
+        self.slots.register_all(&plan.before)?;
+        for (change, undo) in changes.into_iter().zip(undos) {
+            place(shared, change, undo)?;
+        }
+        self.slots
+            .register_all(&plan.after)
+            .map_err(|error| match error {
+                Error::Slot {
+                    verb,
+                    number,
+                    guest,
+                    len,
+                    source,
+                    ..
+                } => Error::Slot {
+                    verb,
+                    number,
+                    guest,
+                    len,
+                    state: StateAfter::Hole,
+                    source,
+                },
+                other => other,
+            })
+    }
+
+    fn plan(&self, shared: &Shared, undos: &[Undo]) -> Plan {
+        let in_place = self.layout.any_in_place()
+            || undos
+                .iter()
+                .any(|undo| undo.before().iter().any(|old| old.in_place().is_some()));
+        let rest = shared.backend.slots_rest() && !in_place;
+        if rest && undos.iter().all(|undo| self.slots.covers(undo.range())) {
+            return Plan::default();
+        }
+        let changing: Vec<PageRange> = undos.iter().map(Undo::range).collect();
+        self.plan_over(shared, &spans(undos), &changing)
+    }
+
+    /// The slot calls after which the slots in reach of `spans` are what the backend wants, given
+    /// that memory changes in `changing`.
+    fn plan_over(&self, shared: &Shared, spans: &[PageRange], changing: &[PageRange]) -> Plan {
+        let backend = &shared.backend;
+        let reaches: BTreeSet<PageRange> = spans
+            .iter()
+            .flat_map(|span| backend.reaches(*span))
+            .collect();
+        let mut registered = BTreeMap::new();
+        let mut wanted = BTreeMap::new();
+        let keyed = |extent: Extent| (extent.range.start(), extent);
+        for reach in reaches {
+            let used = self.slots.overlapping(reach).next().is_some();
+            if used || self.layout.overlapping(reach).next().is_some() {
+                wanted.extend(backend.extents(&self.layout, reach).into_iter().map(keyed));
+            }
+            registered.extend(self.slots.overlapping(reach).map(keyed));
+        }
+        let must_go = |extent: &Extent| {
+            !backend.slots_rest()
+                && changing
+                    .iter()
+                    .any(|range| range.intersection(extent.range).is_some())
+        };
+        let missing = |from: &BTreeMap<u64, Extent>, extent: &Extent| {
+            from.get(&extent.range.start()) != Some(extent) || must_go(extent)
+        };
+        let delete = registered
+            .values()
+            .filter(|e| missing(&wanted, e))
+            .copied()
+            .collect();
+        let create = wanted.values().filter(|e| missing(&registered, e)).copied();
+        let (after, before) = create.partition(must_go);
+        Plan {
+            delete,
+            before,
+            after,
+        }
+    }
+
+    /// Makes the slots agree with the layout again.
+    fn settle(&mut self, shared: &Shared, spans: &[PageRange]) -> Result<(), Error> {
+        let plan = self.plan_over(shared, spans, &[]);
+        self.slots.unregister_all(&plan.delete)?;
+        self.slots.register_all(&plan.before)
+    }
+
+    /// After a single change failed: nothing has changed yet, or the range becomes a hole.
+    fn recover_single(&mut self, shared: &Shared, undos: Vec<Undo>, error: Error) -> Error {
+        if error.state_after() != StateAfter::Hole {
+            self.leave(undos);
+            return error;
+        }
+        let slot_failed = matches!(error, Error::Slot { .. });
+        for undo in undos {
+            let range = undo.range();
+            self.layout.set(range, None);
+            if slot_failed && let Err(refused) = shared.arena.punch(range) {
+                return refusal(
+                    range,
+                    &Refused {
+                        state: StateAfter::Poisoned,
+                        ..refused
+                    },
+                );
+            }
+        }
+        error
+    }
+
+    /// After a batch failed: everything is put back.
+    fn recover_batch(
+        &mut self,
+        shared: &Shared,
+        undos: Vec<Undo>,
+        saved: Vec<Saved>,
+        error: Error,
+    ) -> Error {
+        let ranges: Vec<PageRange> = undos.iter().map(Undo::range).collect();
+        self.leave(undos);
+        let put_back = saved.into_iter().try_for_each(|Saved { range, staged }| {
+            shared
+                .arena
+                .place(range, staged)
+                .map_err(|refused| (range, refused))
+        });
+        let holes = || {
+            ranges
+                .iter()
+                .flat_map(|range| self.layout.arena_holes(*range))
+        };
+        let punched = || {
+            holes().try_for_each(|hole| shared.arena.punch(hole).map_err(|refused| (hole, refused)))
+        };
+        match put_back.and_then(|()| punched()) {
+            Ok(()) => with_state(error, StateAfter::Unchanged),
+            Err((range, refused)) => refusal(
+                range,
+                &Refused {
+                    state: StateAfter::Poisoned,
+                    ..refused
+                },
+            ),
+        }
+    }
+
+    /// Poisons the window where a failure, or the recovery from it, could not be undone.
+    fn judge(&mut self, error: Error, settled: Result<(), Error>) -> Error {
+        let poisoned = error.state_after() == StateAfter::Poisoned || settled.is_err();
+        if !poisoned {
+            return error;
+        }
+        self.poisoned = true;
+        if let Err(second) = settled {
+            log::warn!("cannot put the memslots back: {second}");
+        }
+        with_state(error, StateAfter::Poisoned)
+    }
+}
+
+/// Everything that the changes touch: their own ranges, and the mappings that they met.
+fn spans(undos: &[Undo]) -> Vec<PageRange> {
+    let met = undos
+        .iter()
+        .flat_map(|undo| undo.before().iter().map(Mapping::range));
+    undos.iter().map(Undo::range).chain(met).collect()
+}
+
+fn save_one(shared: &Shared, part: &Mapping) -> rustix::io::Result<Staged> {
+    match (shared.arena.duplicate(part.range), part.origin, &part.keep) {
+        (Err(_), Origin::Descriptor { offset, .. }, Some(fd)) => {
+            Staged::descriptor(part.range.len(), fd.as_fd(), offset, part.protection)
+        }
+        (duplicated, ..) => duplicated,
+    }
+}
+
+/// Makes one change of memory.
+fn place(shared: &Shared, change: Prepared<'_>, undo: &Undo) -> Result<(), Error> {
+    let range = change.range;
+    let placed = match change.placement {
+        Placement::Staged(staged) => {
+            count(&shared.tally.staged);
+            shared.arena.place(range, staged)
+        }
+        Placement::Direct {
+            fd,
+            offset,
+            protection,
+        } => {
+            count(&shared.tally.direct);
+            shared.arena.place_directly(range, fd, offset, protection)
+        }
+        Placement::Hole => {
+            if change.mapping.is_some() && shared.backend.slots_rest() {
+                count(&shared.tally.fallbacks);
+            }
+            let in_arena = undo.before().iter().any(|old| old.in_place().is_none());
+            if in_arena {
+                shared.arena.punch(range)
+            } else {
+                Ok(())
+            }
+        }
+    };
+    placed.map_err(|refused| refusal(range, &refused))
+}
+
+fn refusal(range: PageRange, refused: &Refused) -> Error {
+    Error::Place {
+        range,
+        state: refused.state,
+        source: refused.errno.into(),
+    }
+}
+
+fn with_state(error: Error, state: StateAfter) -> Error {
+    match error {
+        Error::Place { range, source, .. } => Error::Place {
+            range,
+            state,
+            source,
+        },
+        Error::Slot {
+            verb,
+            number,
+            guest,
+            len,
+            source,
+            ..
+        } => Error::Slot {
+            verb,
+            number,
+            guest,
+            len,
+            state,
+            source,
+        },
+        other => other,
+    }
+}

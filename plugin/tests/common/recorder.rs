@@ -1,0 +1,97 @@
+//! Owns a slot provider for tests: it records every call and fails where told to.
+//! Never reaches a hypervisor.
+
+#![expect(unsafe_code, reason = "the provider trait is unsafe to implement")]
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use vm_remap::{GuestAddress, Slot, SlotProvider};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub register: bool,
+    pub number: u32,
+    pub guest: GuestAddress,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    events: Vec<Event>,
+    live: Vec<Slot>,
+    fail_register: Option<GuestAddress>,
+    fail_unregister: Option<GuestAddress>,
+}
+
+#[derive(Debug, Default)]
+pub struct Recorder(Mutex<State>);
+
+impl Recorder {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn events(&self) -> Vec<Event> {
+        self.state().events.clone()
+    }
+
+    pub fn live(&self) -> Vec<Slot> {
+        self.state().live.clone()
+    }
+
+    pub fn registered(&self) -> usize {
+        self.state().live.len()
+    }
+
+    pub fn fail_register_of(&self, guest: GuestAddress) {
+        self.state().fail_register = Some(guest);
+    }
+
+    pub fn fail_unregister_of(&self, guest: GuestAddress) {
+        self.state().fail_unregister = Some(guest);
+    }
+}
+
+// SAFETY: no hypervisor ever learns of the memory.
+unsafe impl SlotProvider for Recorder {
+    fn register(&self, slot: &Slot) -> io::Result<()> {
+        let mut state = self.state();
+        if state.fail_register == Some(slot.guest_address()) {
+            return Err(io::Error::from_raw_os_error(12));
+        }
+        let end = |slot: &Slot| slot.guest_address().0 + slot.len();
+        let clash = state.live.iter().any(|live| {
+            live.number() == slot.number()
+                || (live.guest_address().0 < end(slot) && slot.guest_address().0 < end(live))
+        });
+        assert!(!clash, "{slot:?} over {:?}", state.live);
+        state.events.push(Event {
+            register: true,
+            number: slot.number(),
+            guest: slot.guest_address(),
+        });
+        state.live.push(*slot);
+        state.live.sort_by_key(|slot| slot.guest_address());
+        Ok(())
+    }
+
+    fn unregister(&self, slot: &Slot) -> io::Result<()> {
+        let mut state = self.state();
+        if state.fail_unregister == Some(slot.guest_address()) {
+            return Err(io::Error::from_raw_os_error(16));
+        }
+        let before = state.live.len();
+        state.live.retain(|live| live != slot);
+        assert_eq!(
+            state.live.len() + 1,
+            before,
+            "{slot:?} was not registered like that"
+        );
+        state.events.push(Event {
+            register: false,
+            number: slot.number(),
+            guest: slot.guest_address(),
+        });
+        Ok(())
+    }
+}
