@@ -1,15 +1,23 @@
-//! Owns the result of `vm-remap bench` and its JSON. Never measures.
+//! Owns the result of `vm-remap bench` and the ways to show it: JSON for
+//! programs, a text table, one HTML page, one picture. Never measures.
 //!
 //! Every figure is an `Option` because a run can be interrupted at any time:
 //! `None` (JSON `null`) means "not measured", never zero. The JSON keys are a
 //! public contract.
 
 mod aim;
+mod canvas;
+mod charts;
 mod host;
+mod html;
+mod picture;
 mod quantiles;
 mod rival;
+mod rows;
 #[cfg(test)]
 mod sample;
+mod text;
+mod units;
 
 use anyhow::Context as _;
 use serde::ser::SerializeStruct as _;
@@ -17,8 +25,11 @@ use serde::{Serialize, Serializer};
 
 pub use aim::{Aim, Bound};
 pub use host::{Host, KvmFacts};
+pub use html::html;
+pub use picture::svg;
 pub use quantiles::Quantiles;
 pub use rival::{Backends, Fixed, Latencies, Rival};
+pub use text::text;
 
 /// All that one run of the bench found out.
 ///

@@ -70,4 +70,12 @@ impl Latencies {
     pub fn round_trip_us(&self) -> Option<f64> {
         Some(self.map_us?.p50 + self.unmap_us?.p50)
     }
+
+    /// The number of calls behind each figure.
+    pub(super) fn calls(&self) -> impl Iterator<Item = u64> {
+        [self.map_us, self.replace_us, self.unmap_us]
+            .into_iter()
+            .flatten()
+            .map(|quantiles| quantiles.n)
+    }
 }
