@@ -1,0 +1,399 @@
+//! Proves that the guest of the bench is real: it runs on this host's KVM,
+//! tells the truth about faults and MMIO, and always stops.
+
+// UNSAFETY: registering a slot in the window is the caller's part, and that
+// call is unsafe in kvm-ioctls.
+#![expect(unsafe_code, reason = "the tests register slots in the window")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy takes a test's helpers for production code"
+)]
+
+use std::io::{ErrorKind, Write};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{MmapRegion, VolatileMemory};
+use vm_remap_cli::guest::{Access, BLOCK, GpaRange, Guest, GuestConfig, GuestError};
+use vm_remap_cli::guest::{PAGE, Program, TOP, Touch};
+
+const MIB: u64 = 1 << 20;
+const WINDOW: GpaRange = GpaRange {
+    base: 4 << 30,
+    len: 4 * MIB,
+};
+/// The first slot number that is the caller's.
+const SLOT: u32 = 8;
+
+/// Past the capture of the test harness, so that a skip is seen.
+fn skip(test: &str, reason: &str) {
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "SKIP {test}: {reason}").unwrap();
+}
+
+/// Opens a guest, or says why the test cannot run here.
+fn open(test: &str, vcpus: usize, window: Option<GpaRange>) -> Option<Guest> {
+    let config = GuestConfig {
+        vcpus,
+        window,
+        ..GuestConfig::default()
+    };
+    match Guest::open(&config) {
+        Ok(guest) => Some(guest),
+        Err(GuestError::OpenKvm { advice, source })
+            if matches!(
+                source.kind(),
+                ErrorKind::NotFound | ErrorKind::PermissionDenied
+            ) =>
+        {
+            skip(test, advice);
+            None
+        }
+        Err(error) => panic!("{error}: {:?}", std::error::Error::source(&error)),
+    }
+}
+
+/// Waits for something another thread brings about.
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A slot of the test's own, and the memory behind it.
+struct Slot {
+    vm: Arc<VmFd>,
+    memory: MmapRegion,
+}
+
+impl Slot {
+    fn new(guest: &Guest, gpa: u64, len: u64, prot: i32) -> Self {
+        let memory = MmapRegionBuilder::new(usize::try_from(len).unwrap())
+            .with_mmap_prot(prot)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+            .build()
+            .unwrap();
+        let vm = Arc::clone(guest.vm());
+        let slot = Self { vm, memory };
+        slot.register(gpa, len);
+        slot
+    }
+
+    fn register(&self, gpa: u64, len: u64) {
+        let region = kvm_userspace_memory_region {
+            slot: SLOT,
+            guest_phys_addr: gpa,
+            memory_size: len,
+            userspace_addr: self.memory.as_ptr().addr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the range is the mapping `memory` owns, or empty; `drop`
+        // removes the slot before the mapping goes.
+        unsafe { self.vm.set_user_memory_region(region) }.unwrap();
+    }
+
+    fn store(&self, offset: usize, value: u64) {
+        let place = self.memory.get_ref::<u64>(offset).unwrap();
+        place.store(value);
+    }
+
+    fn load(&self, offset: usize) -> u64 {
+        self.memory.get_ref::<u64>(offset).unwrap().load()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.register(WINDOW.base, 0);
+    }
+}
+
+#[test]
+fn walk_makes_passes_and_stops() {
+    let Some(guest) = open("walk_makes_passes_and_stops", 1, None) else {
+        return;
+    };
+    let work = guest.layout().working_set();
+    let (base, len) = (work.base, 4 * MIB);
+    guest.start(0, Program::Walk { base, len }).unwrap();
+    wait_for("passes", || guest.passes(0).unwrap() > 10);
+    let ran = guest.stop(0).unwrap();
+    assert!(ran.passes > 10, "{ran:?}");
+    assert!(ran.cpu > Duration::ZERO, "{ran:?}");
+    assert_eq!((ran.efaults, ran.mmio), (0, 0), "{ran:?}");
+    let pages = len / PAGE;
+    assert!(ran.accesses >= ran.passes * pages, "{ran:?}");
+    assert!(ran.accesses <= (ran.passes + 1) * pages, "{ran:?}");
+}
+
+#[test]
+fn one_shot_in_ram_reads_what_it_wrote() {
+    let Some(guest) = open("one_shot_in_ram_reads_what_it_wrote", 2, None) else {
+        return;
+    };
+    let gpa = guest.layout().working_set().end() - 8;
+    let value = 0x0123_4567_89ab_cdef;
+    assert_eq!(guest.write_u64(0, gpa, value).unwrap(), Access::Done(()));
+    assert_eq!(guest.read_u64(0, gpa).unwrap(), Access::Done(value));
+    assert_eq!(guest.read_u64(1, gpa).unwrap(), Access::Done(value));
+}
+
+#[test]
+fn touch_visits_each_page_once() {
+    let Some(guest) = open("touch_visits_each_page_once", 1, Some(WINDOW)) else {
+        return;
+    };
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let slot = Slot::new(&guest, WINDOW.base, WINDOW.len, prot);
+    let (base, len) = (WINDOW.base + PAGE, 700 * PAGE);
+    let pages = Access::Done(700);
+    assert_eq!(guest.touch(0, base, len, Touch::Read).unwrap(), pages);
+    assert_eq!(slot.load(4096), 0);
+    assert_eq!(guest.touch(0, base, len, Touch::Write).unwrap(), pages);
+    assert_eq!(slot.load(0), 0);
+    assert_eq!(slot.load(4096), base);
+    assert_eq!(slot.load(700 * 4096), base + len - PAGE);
+    assert_eq!(slot.load(701 * 4096), 0);
+}
+
+#[test]
+fn window_without_slot_is_mmio() {
+    let windows = [
+        WINDOW,
+        GpaRange {
+            base: 80 * MIB,
+            len: PAGE,
+        },
+        GpaRange {
+            base: (64 << 30) + 3 * PAGE,
+            len: 5 * PAGE,
+        },
+    ];
+    for window in windows {
+        let Some(guest) = open("window_without_slot_is_mmio", 1, Some(window)) else {
+            return;
+        };
+        let gpa = window.end() - 8;
+        let mmio = |write| Access::Mmio { gpa, write };
+        assert_eq!(guest.read_u64(0, gpa).unwrap(), mmio(false));
+        assert_eq!(
+            guest.write_u64(0, gpa, 1).unwrap(),
+            Access::Mmio { gpa, write: true }
+        );
+        // What was given up leaves nothing behind for the next one.
+        let ram = guest.layout().working_set().base;
+        assert_eq!(guest.write_u64(0, ram, 5).unwrap(), Access::Done(()));
+        assert_eq!(guest.read_u64(0, ram).unwrap(), Access::Done(5));
+    }
+}
+
+#[test]
+fn slot_over_prot_none_is_a_fault() {
+    let Some(guest) = open("slot_over_prot_none_is_a_fault", 1, Some(WINDOW)) else {
+        return;
+    };
+    let _slot = Slot::new(&guest, WINDOW.base, WINDOW.len, libc::PROT_NONE);
+    let gpa = WINDOW.base + 5 * PAGE;
+    assert_eq!(guest.read_u64(0, gpa).unwrap(), Access::Fault);
+    assert_eq!(guest.write_u64(0, gpa, 1).unwrap(), Access::Fault);
+    let touched = guest.touch(0, WINDOW.base, WINDOW.len, Touch::Read);
+    assert_eq!(touched.unwrap(), Access::Fault);
+    let ram = guest.layout().working_set().base;
+    assert_eq!(guest.read_u64(0, ram).unwrap(), Access::Done(0));
+}
+
+#[test]
+fn walk_into_a_fault_counts_and_still_stops() {
+    let test = "walk_into_a_fault_counts_and_still_stops";
+    let Some(guest) = open(test, 1, Some(WINDOW)) else {
+        return;
+    };
+    let _slot = Slot::new(&guest, WINDOW.base, WINDOW.len, libc::PROT_NONE);
+    let (base, len) = (WINDOW.base, WINDOW.len);
+    guest.start(0, Program::Walk { base, len }).unwrap();
+    thread::sleep(Duration::from_millis(50));
+    let ran = guest.stop(0).unwrap();
+    assert!(ran.efaults > 0, "{ran:?}");
+    assert_eq!((ran.passes, ran.accesses, ran.mmio), (0, 0, 0), "{ran:?}");
+}
+
+#[test]
+fn walk_over_mmio_goes_on_and_is_counted() {
+    let test = "walk_over_mmio_goes_on_and_is_counted";
+    let Some(guest) = open(test, 1, Some(WINDOW)) else {
+        return;
+    };
+    let (base, len) = (WINDOW.base, 4 * PAGE);
+    guest.start(0, Program::Walk { base, len }).unwrap();
+    wait_for("passes", || guest.passes(0).unwrap() > 3);
+    let ran = guest.stop(0).unwrap();
+    assert!(ran.mmio >= 4 * ran.passes, "{ran:?}");
+    assert_eq!(ran.efaults, 0, "{ran:?}");
+}
+
+#[test]
+fn watch_sees_stale_reads_and_only_those() {
+    let test = "watch_sees_stale_reads_and_only_those";
+    let Some(guest) = open(test, 1, Some(WINDOW)) else {
+        return;
+    };
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let slot = Slot::new(&guest, WINDOW.base, WINDOW.len, prot);
+    let (page, expected) = (WINDOW.base, 7);
+    slot.store(0, 7);
+    guest.start(0, Program::Watch { page, expected }).unwrap();
+    for sequence in 8..1000 {
+        slot.store(0, sequence);
+        guest.set_expected(0, sequence).unwrap();
+    }
+    wait_for("passes", || guest.passes(0).unwrap() > 1000);
+    assert_eq!(guest.stale(0).unwrap(), 0);
+    // A promise that is not kept must show.
+    guest.set_expected(0, 1000).unwrap();
+    wait_for("stale reads", || guest.stale(0).unwrap() > 10);
+    let ran = guest.stop(0).unwrap();
+    assert!(guest.stale(0).unwrap() < ran.passes, "{ran:?}");
+    assert_eq!((ran.efaults, ran.mmio), (0, 0), "{ran:?}");
+}
+
+#[test]
+fn statistics_have_the_names_the_bench_needs() {
+    let test = "statistics_have_the_names_the_bench_needs";
+    let Some(guest) = open(test, 1, None) else {
+        return;
+    };
+    let (Some(vm), Some(vcpu)) = (guest.vm_stats(), guest.vcpu_stats(0)) else {
+        skip(test, "this kernel has no KVM_GET_STATS_FD");
+        return;
+    };
+    let work = guest.layout().working_set();
+    let before = vcpu.snapshot().unwrap();
+    let touched = guest.touch(0, work.base, work.len, Touch::Write).unwrap();
+    assert_eq!(touched, Access::Done(work.len / PAGE));
+    let after = vcpu.snapshot().unwrap();
+    for name in ["pf_taken", "pf_fixed", "exits", "mmio_exits"] {
+        assert!(after.get(name) > before.get(name), "{name}");
+        assert_eq!(vcpu.read(name).unwrap(), after.get(name), "{name}");
+    }
+    let all = vm.snapshot().unwrap();
+    for name in [
+        "pages_4k",
+        "pages_2m",
+        "pages_1g",
+        "remote_tlb_flush_requests",
+        "remote_tlb_flush",
+        "mmu_shadow_zapped",
+    ] {
+        assert!(all.get(name).is_some(), "{name}");
+    }
+    let mapped = all.get("pages_4k").unwrap() + all.get("pages_2m").unwrap() * 512;
+    assert!(mapped >= work.len / PAGE, "{mapped}");
+    assert_eq!(vm.read("no such name").unwrap(), None);
+    assert!(vm.names().any(|name| name == "pages_4k"));
+    assert!(all.iter().any(|(name, _)| name == "pages_4k"));
+}
+
+#[test]
+fn two_vcpus_run_at_once() {
+    let Some(guest) = open("two_vcpus_run_at_once", 2, None) else {
+        return;
+    };
+    let work = guest.layout().working_set();
+    for vcpu in 0..2 {
+        let base = work.base + vcpu as u64 * 8 * MIB;
+        guest.start(vcpu, Program::Walk { base, len: MIB }).unwrap();
+    }
+    let first = guest.passes(0).unwrap();
+    wait_for("passes of vCPU 1", || guest.passes(1).unwrap() > 100);
+    wait_for("passes of vCPU 0", || guest.passes(0).unwrap() > first);
+    for vcpu in 0..2 {
+        let ran = guest.stop(vcpu).unwrap();
+        assert!(ran.passes > 0, "{ran:?}");
+        assert_eq!((ran.efaults, ran.mmio), (0, 0), "{ran:?}");
+    }
+}
+
+#[test]
+fn stop_right_after_start_is_never_lost() {
+    let Some(guest) = open("stop_right_after_start_is_never_lost", 1, None) else {
+        return;
+    };
+    let base = guest.layout().working_set().base;
+    for _ in 0..500 {
+        guest.start(0, Program::Walk { base, len: MIB }).unwrap();
+        guest.stop(0).unwrap();
+    }
+}
+
+#[test]
+fn misuse_is_refused_by_name() {
+    let Some(guest) = open("misuse_is_refused_by_name", 1, Some(WINDOW)) else {
+        return;
+    };
+    let work = guest.layout().working_set();
+    let walk = |base, len| Program::Walk { base, len };
+    assert!(matches!(guest.stop(0), Err(GuestError::Idle { vcpu: 0 })));
+    guest.start(0, walk(work.base, PAGE)).unwrap();
+    let again = guest.start(0, walk(work.base, PAGE)).unwrap_err();
+    assert!(matches!(again, GuestError::Busy { vcpu: 0 }));
+    let once = guest.read_u64(0, work.base).unwrap_err();
+    assert!(matches!(once, GuestError::Busy { vcpu: 0 }));
+    guest.stop(0).unwrap();
+    for (base, len) in [
+        (0, PAGE),
+        (work.base + 8, PAGE),
+        (work.base, 0),
+        (work.end(), PAGE),
+        (guest.layout().doorbell(), PAGE),
+        (u64::MAX - PAGE + 1, PAGE),
+    ] {
+        let refused = guest.start(0, walk(base, len)).unwrap_err();
+        assert!(matches!(refused, GuestError::Range { .. }), "{base:#x}");
+    }
+    let nobody = guest.read_u64(1, work.base).unwrap_err();
+    assert_eq!(
+        nobody.to_string(),
+        "cannot find vCPU 1: the guest has 1, counted from 0"
+    );
+}
+
+#[test]
+fn config_without_sense_is_refused_before_kvm_is_asked() {
+    for (ram_len, vcpus, base) in [
+        (1, 1, WINDOW.base),
+        (8 * MIB, 0, WINDOW.base),
+        (8 * MIB, 1000, WINDOW.base),
+        (8 * MIB, 1, TOP),
+    ] {
+        let len = BLOCK;
+        let config = GuestConfig {
+            ram_len,
+            vcpus,
+            window: Some(GpaRange { base, len }),
+        };
+        let refused = Guest::open(&config).unwrap_err();
+        assert!(matches!(refused, GuestError::Layout { .. }), "{refused}");
+    }
+}
+
+#[test]
+fn dropped_guest_stops_and_takes_its_slot_along() {
+    let test = "dropped_guest_stops_and_takes_its_slot_along";
+    let Some(guest) = open(test, 2, Some(WINDOW)) else {
+        return;
+    };
+    let base = guest.layout().working_set().base;
+    guest.start(1, Program::Walk { base, len: MIB }).unwrap();
+    let vm = Arc::clone(guest.vm());
+    drop(guest);
+    // Guest-physical 0 is free again: slots may not overlap.
+    let memory = MmapRegion::new(4096).unwrap();
+    let slot = Slot { vm, memory };
+    slot.register(0, PAGE);
+}
