@@ -1,118 +1,16 @@
 //! Proves that the guest of the bench is real: it runs on this host's KVM,
 //! tells the truth about faults and MMIO, and always stops.
 
-// UNSAFETY: registering a slot in the window is the caller's part, and that
-// call is unsafe in kvm-ioctls.
-#![expect(unsafe_code, reason = "the tests register slots in the window")]
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy takes a test's helpers for production code"
-)]
+mod guest_support;
 
-use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::VmFd;
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{MmapRegion, VolatileMemory};
 use vm_remap_cli::guest::{Access, BLOCK, GpaRange, Guest, GuestConfig, GuestError};
 use vm_remap_cli::guest::{PAGE, Program, TOP, Touch};
 
-const MIB: u64 = 1 << 20;
-const WINDOW: GpaRange = GpaRange {
-    base: 4 << 30,
-    len: 4 * MIB,
-};
-/// The first slot number that is the caller's.
-const SLOT: u32 = 8;
-
-/// Past the capture of the test harness, so that a skip is seen.
-fn skip(test: &str, reason: &str) {
-    let mut stderr = std::io::stderr();
-    writeln!(stderr, "SKIP {test}: {reason}").unwrap();
-}
-
-/// Opens a guest, or says why the test cannot run here.
-fn open(test: &str, vcpus: usize, window: Option<GpaRange>) -> Option<Guest> {
-    let config = GuestConfig {
-        vcpus,
-        window,
-        ..GuestConfig::default()
-    };
-    match Guest::open(&config) {
-        Ok(guest) => Some(guest),
-        Err(GuestError::OpenKvm { advice, source })
-            if matches!(
-                source.kind(),
-                ErrorKind::NotFound | ErrorKind::PermissionDenied
-            ) =>
-        {
-            skip(test, advice);
-            None
-        }
-        Err(error) => panic!("{error}: {:?}", std::error::Error::source(&error)),
-    }
-}
-
-/// Waits for something another thread brings about.
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "no {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// A slot of the test's own, and the memory behind it.
-struct Slot {
-    vm: Arc<VmFd>,
-    memory: MmapRegion,
-}
-
-impl Slot {
-    fn new(guest: &Guest, gpa: u64, len: u64, prot: i32) -> Self {
-        let memory = MmapRegionBuilder::new(usize::try_from(len).unwrap())
-            .with_mmap_prot(prot)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-            .build()
-            .unwrap();
-        let vm = Arc::clone(guest.vm());
-        let slot = Self { vm, memory };
-        slot.register(gpa, len);
-        slot
-    }
-
-    fn register(&self, gpa: u64, len: u64) {
-        let region = kvm_userspace_memory_region {
-            slot: SLOT,
-            guest_phys_addr: gpa,
-            memory_size: len,
-            userspace_addr: self.memory.as_ptr().addr() as u64,
-            flags: 0,
-        };
-        // SAFETY: the range is the mapping `memory` owns, or empty; `drop`
-        // removes the slot before the mapping goes.
-        unsafe { self.vm.set_user_memory_region(region) }.unwrap();
-    }
-
-    fn store(&self, offset: usize, value: u64) {
-        let place = self.memory.get_ref::<u64>(offset).unwrap();
-        place.store(value);
-    }
-
-    fn load(&self, offset: usize) -> u64 {
-        self.memory.get_ref::<u64>(offset).unwrap().load()
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.register(WINDOW.base, 0);
-    }
-}
+use guest_support::{MIB, Slot, WINDOW, open, skip, wait_for};
 
 #[test]
 fn walk_makes_passes_and_stops() {
@@ -150,7 +48,7 @@ fn touch_visits_each_page_once() {
         return;
     };
     let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let slot = Slot::new(&guest, WINDOW.base, WINDOW.len, prot);
+    let slot = Slot::new(Arc::clone(guest.vm()), WINDOW.base, WINDOW.len, prot);
     let (base, len) = (WINDOW.base + PAGE, 700 * PAGE);
     let pages = Access::Done(700);
     assert_eq!(guest.touch(0, base, len, Touch::Read).unwrap(), pages);
@@ -198,7 +96,12 @@ fn slot_over_prot_none_is_a_fault() {
     let Some(guest) = open("slot_over_prot_none_is_a_fault", 1, Some(WINDOW)) else {
         return;
     };
-    let _slot = Slot::new(&guest, WINDOW.base, WINDOW.len, libc::PROT_NONE);
+    let _slot = Slot::new(
+        Arc::clone(guest.vm()),
+        WINDOW.base,
+        WINDOW.len,
+        libc::PROT_NONE,
+    );
     let gpa = WINDOW.base + 5 * PAGE;
     assert_eq!(guest.read_u64(0, gpa).unwrap(), Access::Fault);
     assert_eq!(guest.write_u64(0, gpa, 1).unwrap(), Access::Fault);
@@ -214,7 +117,12 @@ fn walk_into_a_fault_counts_and_still_stops() {
     let Some(guest) = open(test, 1, Some(WINDOW)) else {
         return;
     };
-    let _slot = Slot::new(&guest, WINDOW.base, WINDOW.len, libc::PROT_NONE);
+    let _slot = Slot::new(
+        Arc::clone(guest.vm()),
+        WINDOW.base,
+        WINDOW.len,
+        libc::PROT_NONE,
+    );
     let (base, len) = (WINDOW.base, WINDOW.len);
     guest.start(0, Program::Walk { base, len }).unwrap();
     thread::sleep(Duration::from_millis(50));
@@ -244,7 +152,7 @@ fn watch_sees_stale_reads_and_only_those() {
         return;
     };
     let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let slot = Slot::new(&guest, WINDOW.base, WINDOW.len, prot);
+    let slot = Slot::new(Arc::clone(guest.vm()), WINDOW.base, WINDOW.len, prot);
     let (page, expected) = (WINDOW.base, 7);
     slot.store(0, 7);
     guest.start(0, Program::Watch { page, expected }).unwrap();
@@ -393,7 +301,5 @@ fn dropped_guest_stops_and_takes_its_slot_along() {
     let vm = Arc::clone(guest.vm());
     drop(guest);
     // Guest-physical 0 is free again: slots may not overlap.
-    let memory = MmapRegion::new(4096).unwrap();
-    let slot = Slot { vm, memory };
-    slot.register(0, PAGE);
+    let _slot = Slot::new(vm, 0, PAGE, libc::PROT_READ);
 }

@@ -67,6 +67,9 @@ impl Default for GuestConfig {
 }
 
 /// A guest. Dropping it stops its vCPUs.
+///
+/// All methods may be called from any thread; calls that command the same vCPU
+/// wait for each other, so a one-shot delays a [`stop`](Guest::stop) behind it.
 #[derive(Debug)]
 pub struct Guest {
     // Dropped in this order: threads, then what they use.

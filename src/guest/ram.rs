@@ -36,30 +36,12 @@ impl Ram {
         let host = memory
             .get_host_address(GuestAddress(0))
             .map_err(|source| GuestError::RamAccess { gpa: 0, source })?;
-        let ram = Self {
+        register(&vm, host.addr() as u64, len)
+            .map_err(GuestError::kvm("register guest memory as memslot 0"))?;
+        Ok(Self {
             vm,
             memory: Some(Box::new(memory)),
-        };
-        ram.register(host.addr() as u64, len)
-            .map_err(GuestError::kvm("register guest memory as memslot 0"))?;
-        Ok(ram)
-    }
-
-    /// Registers slot 0; a length of 0 removes it.
-    fn register(&self, host: u64, len: u64) -> Result<(), kvm_ioctls::Error> {
-        let region = kvm_userspace_memory_region {
-            slot: SLOT,
-            flags: 0,
-            guest_phys_addr: 0,
-            memory_size: len,
-            userspace_addr: host,
-        };
-        // SAFETY: the callee asks that the address points to valid memory and
-        // that slots do not overlap. Either `len` is 0, which takes memory
-        // away from the guest; or, in `new`, [host, host + len) is the
-        // mapping `self.memory` owns, which `drop` frees only after the slot
-        // is gone, and the kernel itself refuses a slot that overlaps another.
-        unsafe { self.vm.set_user_memory_region(region) }
+        })
     }
 
     fn memory(&self, gpa: u64) -> Result<&GuestMemoryMmap, GuestError> {
@@ -91,11 +73,28 @@ impl Ram {
     }
 }
 
+/// Registers slot 0; a length of 0 removes it.
+fn register(vm: &VmFd, host: u64, len: u64) -> Result<(), kvm_ioctls::Error> {
+    let region = kvm_userspace_memory_region {
+        slot: SLOT,
+        flags: 0,
+        guest_phys_addr: 0,
+        memory_size: len,
+        userspace_addr: host,
+    };
+    // SAFETY: the callee asks that the address points to valid memory and that
+    // slots do not overlap. Either `len` is 0, which takes memory away from the
+    // guest; or, in `Ram::new`, [host, host + len) is the mapping that `Ram`
+    // owns and frees only after the slot is gone, and the kernel itself refuses
+    // a slot that overlaps another.
+    unsafe { vm.set_user_memory_region(region) }
+}
+
 impl Drop for Ram {
     fn drop(&mut self) {
         // The caller may hold the VM longer than us, so the slot goes first.
         // If it will not go, the memory stays, for good.
-        if let Err(error) = self.register(0, 0) {
+        if let Err(error) = register(&self.vm, 0, 0) {
             log::warn!("cannot remove memslot 0: {error}; guest memory is leaked");
             if let Some(memory) = self.memory.take() {
                 Box::leak(memory);
