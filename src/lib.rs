@@ -1,5 +1,7 @@
 //! The command vm-remap as a library, so that tests can reach its parts.
 
+pub mod bench;
+pub mod cli;
 pub mod doctor;
 pub mod guest;
 pub mod report;

@@ -1,3 +1,5 @@
-//! The command `vm-remap`.
+//! The command `vm-remap`: everything it does lies in the library of this package.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    vm_remap_cli::cli::main()
+}

@@ -82,6 +82,13 @@ pub fn examine(root: &Path) -> Examination {
     Examination::of(&Probe::read(&Host::below(root)))
 }
 
+/// The KVM modules of this host that drive a kind of CPU, loaded or built in.
+#[must_use]
+pub fn kvm_modules(host: &Host) -> Vec<String> {
+    let vendors = probe::device::Module::vendors(host);
+    vendors.into_iter().map(|module| module.name).collect()
+}
+
 impl Examination {
     fn of(probe: &Probe) -> Self {
         let findings = findings::judge(probe);

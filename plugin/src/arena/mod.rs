@@ -178,7 +178,15 @@ impl Arena {
         let address = address as *mut c_void;
         // SAFETY: the range is ours, by rules 1 and 3, and nobody refers to it, by rule 2.
         let mapped = unsafe { mmap(address, len, access(protection), flags, fd, offset) };
-        mapped.map(drop).map_err(|errno| self.heal(range, errno))
+        match mapped {
+            Ok(_) => Ok(()),
+            // The access mode is judged before anything is unmapped.
+            Err(errno @ Errno::ACCESS) if !self.has_gap(range) => {
+                let state = StateAfter::Unchanged;
+                Err(Refused { errno, state })
+            }
+            Err(errno) => Err(self.heal(range, errno)),
+        }
     }
 
     /// Makes `range` a hole.

@@ -53,46 +53,58 @@ pub(crate) struct Descriptor {
     pub(crate) device: u64,
     pub(crate) inode: u64,
     size: u64,
-    flags: OFlags,
     seals: Option<SealFlags>,
+    /// Not asked for where [`Descriptor::cannot_fail_halfway`] holds: the kernel judges the access
+    /// mode before it unmaps anything (mmap(2), EACCES; Linux: `mm/mmap.c` `do_mmap`).
+    flags: Option<OFlags>,
 }
 
 impl Descriptor {
-    /// Asks the kernel about `fd`, and refuses what cannot stand behind guest memory.
+    /// Asks the kernel about `fd`, and refuses what cannot stand behind guest memory. Each question
+    /// is a system call on the path of every map, so none is asked twice.
     pub(crate) fn inspect(fd: BorrowedFd<'_>, range: PageRange) -> Result<Self, Error> {
         let failed = |errno: Errno| Error::Inspect {
             range,
             source: errno.into(),
         };
-        let flags = fcntl_getfl(fd).map_err(failed)?;
-        if flags.contains(OFlags::PATH) {
-            return Err(Error::DescriptorKind {
-                range,
-                kind: "an O_PATH descriptor",
-            });
-        }
-        let stat = fstat(fd).map_err(failed)?;
-        let file_system = fstatfs(fd).map_err(failed)?;
-        let kind = kind_of(
-            FileType::from_raw_mode(stat.st_mode),
-            file_system.f_type,
-            || u64::try_from(file_system.f_bsize).unwrap_or(PAGE_SIZE),
-        )
-        .map_err(|kind| Error::DescriptorKind { range, kind })?;
+        let refused = |kind| Error::DescriptorKind { range, kind };
         let seals = match fcntl_get_seals(fd) {
             Ok(seals) => Some(seals),
             // The file system has no seals.
             Err(Errno::INVAL) => None,
-            Err(errno) => return Err(failed(errno)),
+            Err(errno) => {
+                let path = fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::PATH));
+                return Err(if path {
+                    refused("an O_PATH descriptor")
+                } else {
+                    failed(errno)
+                });
+            }
         };
-        Ok(Self {
+        let stat = fstat(fd).map_err(failed)?;
+        // Seals exist on tmpfs and hugetlbfs only, and huge pages are larger than this.
+        let kind = if seals.is_some() && u64::try_from(stat.st_blksize) == Ok(PAGE_SIZE) {
+            DescriptorKind::Shmem
+        } else {
+            let file_system = fstatfs(fd).map_err(failed)?;
+            let page_size = u64::try_from(file_system.f_bsize).unwrap_or(PAGE_SIZE);
+            let file_type = FileType::from_raw_mode(stat.st_mode);
+            kind_of(file_type, file_system.f_type, page_size).map_err(refused)?
+        };
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let (device, inode) = (stat.st_dev, stat.st_ino);
+        let mut found = Self {
             kind,
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            size: u64::try_from(stat.st_size).unwrap_or(0),
-            flags,
+            device,
+            inode,
+            size,
             seals,
-        })
+            flags: None,
+        };
+        if !found.cannot_fail_halfway() {
+            found.flags = Some(fcntl_getfl(fd).map_err(failed)?);
+        }
+        Ok(found)
     }
 
     /// Checks a request for `range` from `offset` on, to lie at the host address `address`.
@@ -136,19 +148,13 @@ impl Descriptor {
     }
 
     fn admit_access(&self, range: PageRange, protection: Protection) -> Result<(), Error> {
-        let mode = self.flags & OFlags::ACCMODE;
-        let open = match mode {
-            OFlags::RDONLY => "read-only",
-            OFlags::WRONLY => "write-only",
-            _ => "read-write",
+        let allowed = |flags| match flags & OFlags::ACCMODE {
+            OFlags::WRONLY => false,
+            OFlags::RDONLY => !protection.is_writable(),
+            _ => true,
         };
-        if mode == OFlags::WRONLY || (protection.is_writable() && mode == OFlags::RDONLY) {
-            let wanted = protection.name();
-            return Err(Error::DescriptorAccess {
-                range,
-                wanted,
-                open,
-            });
+        if let Some(flags) = self.flags.filter(|flags| !allowed(*flags)) {
+            return Err(access_error(range, flags, protection));
         }
         match self.seals {
             Some(seals) if protection.is_writable() && forbids_writing(seals) => {
@@ -172,6 +178,34 @@ impl Descriptor {
     }
 }
 
+/// What to say of a descriptor that the kernel refused for its access mode.
+pub(crate) fn access_refused(
+    fd: BorrowedFd<'_>,
+    range: PageRange,
+    protection: Protection,
+) -> Error {
+    match fcntl_getfl(fd) {
+        Ok(flags) => access_error(range, flags, protection),
+        Err(errno) => Error::Inspect {
+            range,
+            source: errno.into(),
+        },
+    }
+}
+
+fn access_error(range: PageRange, flags: OFlags, protection: Protection) -> Error {
+    let open = match flags & OFlags::ACCMODE {
+        OFlags::RDONLY => "read-only",
+        OFlags::WRONLY => "write-only",
+        _ => "read-write",
+    };
+    Error::DescriptorAccess {
+        range,
+        wanted: protection.name(),
+        open,
+    }
+}
+
 fn forbids_writing(seals: SealFlags) -> bool {
     seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE)
 }
@@ -179,13 +213,11 @@ fn forbids_writing(seals: SealFlags) -> bool {
 fn kind_of(
     file_type: FileType,
     file_system: i64,
-    page_size: impl FnOnce() -> u64,
+    page_size: u64,
 ) -> Result<DescriptorKind, &'static str> {
     match (file_system, file_type) {
         (DMA_BUF_MAGIC, _) => Ok(DescriptorKind::DmaBuf),
-        (HUGETLBFS_MAGIC, FileType::RegularFile) => Ok(DescriptorKind::Hugetlb {
-            page_size: page_size(),
-        }),
+        (HUGETLBFS_MAGIC, FileType::RegularFile) => Ok(DescriptorKind::Hugetlb { page_size }),
         (TMPFS_MAGIC, FileType::RegularFile) => Ok(DescriptorKind::Shmem),
         (_, FileType::RegularFile) => Ok(DescriptorKind::RegularFile),
         (_, FileType::Directory) => Err("a directory"),

@@ -11,6 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
+use rustix::io::Errno;
+
 use super::counters::count;
 use super::prepare::{Placement, Prepared};
 use super::shared::Shared;
@@ -19,6 +21,7 @@ use crate::error::{Error, StateAfter};
 use crate::layout::{Layout, Mapping, Origin, Undo};
 use crate::range::PageRange;
 use crate::slots::table::{Extent, SlotTable};
+use crate::source::descriptor::access_refused;
 
 /// What changes while the window lives.
 #[derive(Debug)]
@@ -70,9 +73,9 @@ impl State {
             self.leave(undos);
             return Err(error);
         }
-        let spans: Vec<PageRange> = spans(&undos);
         let single = undos.len() <= 1;
         self.make(shared, changes, &undos).map_err(|error| {
+            let spans = spans(&undos);
             let error = if single {
                 self.recover_single(shared, undos, error)
             } else {
@@ -338,7 +341,11 @@ fn place(shared: &Shared, change: Prepared<'_>, undo: &Undo) -> Result<(), Error
             protection,
         } => {
             count(&shared.tally.direct);
-            shared.arena.place_directly(range, fd, offset, protection)
+            let placed = shared.arena.place_directly(range, fd, offset, protection);
+            if matches!(&placed, Err(refused) if refused.errno == Errno::ACCESS) {
+                return Err(access_refused(fd, range, protection));
+            }
+            placed
         }
         Placement::Hole => {
             if change.mapping.is_some() && shared.backend.slots_rest() {

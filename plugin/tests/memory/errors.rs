@@ -63,6 +63,38 @@ fn a_read_only_descriptor_cannot_be_mapped_for_writing() {
 }
 
 #[test]
+fn a_sealed_memfd_that_is_open_read_only_changes_nothing() {
+    let bench = open(Fixed);
+    let (old, new) = (memfd(2, 1), sealed(2, 9));
+    bench
+        .window
+        .map(pages(1, 2), &source(&old), ReadWrite)
+        .unwrap();
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&new));
+    for (mode, protection, text) in [
+        (
+            OFlags::RDONLY,
+            ReadWrite,
+            "read-write: the descriptor is open read-only",
+        ),
+        (
+            OFlags::WRONLY,
+            ReadOnly,
+            "read-only: the descriptor is open write-only",
+        ),
+    ] {
+        let fd = open_file(path.as_str(), mode, Mode::empty()).unwrap();
+        let error = bench
+            .window
+            .replace(pages(1, 2), &source(&fd), protection)
+            .unwrap_err();
+        check(&error, &format!("cannot map 0x1000..0x3000 {text}"), 13);
+        assert_eq!(error.state_after(), vm_remap::StateAfter::Unchanged);
+        assert_eq!(&seen(&bench)[..4], [None, Some(1), Some(2), None]);
+    }
+}
+
+#[test]
 fn seals_against_writing_are_named() {
     let fd = memfd(4, 1);
     fcntl_add_seals(&fd, SealFlags::WRITE).unwrap();

@@ -59,7 +59,7 @@ pub(in crate::doctor) struct Module {
 }
 
 impl Module {
-    pub(super) fn vendors(host: &Host) -> Vec<Self> {
+    pub(in crate::doctor) fn vendors(host: &Host) -> Vec<Self> {
         VENDORS
             .iter()
             .filter_map(|name| {

@@ -1,0 +1,192 @@
+//! Owns the arguments of `vm-remap bench`, its progress bar and where its results go.
+//! Never measures.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::bench::{self, Options};
+use crate::report;
+
+/// What a shell gives a command that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+const PAGE: u64 = 4096;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Sizes take the suffixes K, M and G (binary).\n\nExit codes: 0 measured, 1 could \
+                  not measure, 2 wrong options, 130 interrupted (what was measured is shown)."
+)]
+pub(super) struct Arguments {
+    /// Size of the blob that is mapped and unmapped
+    #[arg(long, value_name = "SIZE", default_value = "2M", value_parser = size)]
+    blob: u64,
+    /// Map + unmap pairs per second
+    #[arg(long, value_name = "N", default_value_t = 700, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: u32,
+    /// Memory that the guest walks meanwhile [default: 64M, with --quick 32M]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    working_set: Option<u64>,
+    /// How many vCPUs walk it
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = vcpus)]
+    vcpus: usize,
+    /// Seconds that each rival churns, over all rounds [default: 5, with --quick 1]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    duration: Option<u32>,
+    /// Rounds in which the rivals take turns [default: 10, with --quick 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+    /// A short run, for a first look
+    #[arg(long)]
+    quick: bool,
+    /// Write the results as JSON to a file (- for the standard output, instead of the table)
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the results as one self-contained page with charts
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the results as one picture
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+impl Arguments {
+    fn options(&self) -> Options {
+        let (working_set, duration, rounds) = if self.quick {
+            (32 << 20, 1, 4)
+        } else {
+            (64 << 20, 5, 10)
+        };
+        Options {
+            blob: self.blob,
+            rate: self.rate,
+            working_set: self.working_set.unwrap_or(working_set),
+            vcpus: self.vcpus,
+            duration: Duration::from_secs(self.duration.unwrap_or(duration).into()),
+            rounds: self.rounds.unwrap_or(rounds),
+            quick: self.quick,
+        }
+    }
+}
+
+/// A size with a binary suffix, in whole pages and above 0.
+fn size(text: &str) -> Result<u64, String> {
+    let bytes = parse_size::Config::new()
+        .with_binary()
+        .parse_size(text)
+        .map_err(|error| format!("{error}; write a size like 64K, 2M or 1G"))?;
+    if bytes == 0 || bytes > 1 << 36 || !bytes.is_multiple_of(PAGE) {
+        return Err(format!(
+            "{bytes:#x} bytes must be a multiple of 4K, above 0 and at most 64G"
+        ));
+    }
+    Ok(bytes)
+}
+
+fn vcpus(text: &str) -> Result<usize, String> {
+    let most = crate::guest::MAX_VCPUS;
+    match text.parse() {
+        Ok(vcpus) if (1..=most).contains(&vcpus) => Ok(vcpus),
+        _ => Err(format!("it must be a number from 1 to {most}")),
+    }
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let options = arguments.options();
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // The second one ends the process, should the first not be heard.
+        signal_hook::flag::register_conditional_shutdown(
+            signal,
+            INTERRUPTED.into(),
+            Arc::clone(&stop),
+        )?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    let bar = progress_bar(bench::turns(&options));
+    let measured = bench::run(&options, &stop, &mut |role| {
+        bar.set_message(role.to_owned());
+        bar.inc(1);
+    });
+    bar.finish_and_clear();
+    let report = measured?;
+    deliver(arguments, &report)?;
+    Ok(if report.complete {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(INTERRUPTED)
+    })
+}
+
+fn progress_bar(turns: u64) -> ProgressBar {
+    let bar = ProgressBar::new(turns);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} turns, {eta} left  {msg}")
+    {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+fn deliver(arguments: &Arguments, report: &report::Report) -> anyhow::Result<()> {
+    let to_stdout = arguments.json.as_deref() == Some(Path::new("-"));
+    if to_stdout {
+        super::write(format!("{}\n", report.json()?).as_bytes())?;
+    } else {
+        super::write(report::text(report).as_bytes())?;
+    }
+    if let Some(path) = arguments.json.as_deref().filter(|_| !to_stdout) {
+        save(path, &format!("{}\n", report.json()?))?;
+    }
+    if let Some(path) = &arguments.html {
+        let command: Vec<String> = std::env::args_os()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        save(path, &report::html(report, &named(&command))?)?;
+    }
+    if let Some(path) = &arguments.svg {
+        save(path, &report::svg(report)?)?;
+    }
+    Ok(())
+}
+
+/// The command line as a reader would type it, without the path of the program.
+fn named(words: &[String]) -> String {
+    let rest = words.get(1..).unwrap_or_default();
+    std::iter::once("vm-remap")
+        .chain(rest.iter().map(String::as_str))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn save(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_binary_and_whole_pages() {
+        assert_eq!(size("2M"), Ok(2 << 20));
+        assert_eq!(size("64K"), Ok(64 << 10));
+        assert_eq!(size("4096"), Ok(4096));
+        for wrong in ["0", "100", "1T", "-1", "x", ""] {
+            size(wrong).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn vcpus_are_counted_from_one() {
+        assert_eq!(vcpus("2"), Ok(2));
+        for wrong in ["0", "65", "many"] {
+            vcpus(wrong).unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Owns the command line: what can be typed, what is written where, and the exit codes. Never
+//! measures and never examines anything itself.
+
+mod bench;
+mod doctor;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Change what host memory stands behind a guest's, and see what that costs on this host.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vm-remap",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Examine this host: does remapping work here, who zaps, what is missing, what to do.
+    Doctor(doctor::Arguments),
+    /// Measure remapping under a real guest: memslots, `MAP_FIXED` and this library side by side.
+    Bench(bench::Arguments),
+    /// Print shell completions.
+    Completions {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, in roff.
+    Man,
+}
+
+/// Runs the command with the arguments of this process.
+///
+/// Exit codes: those of each subcommand's `--help`; 2 for arguments that make no sense.
+#[must_use]
+pub fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    let done = match Arguments::parse().command {
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Completions { shell } => write(&completions(shell)).map(|()| ExitCode::SUCCESS),
+        Command::Man => manual()
+            .and_then(|page| write(&page))
+            .map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        log::error!("{error:#}");
+        ExitCode::from(1)
+    })
+}
+
+/// Writes to the standard output. A reader that has gone away is no error.
+fn write(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "vm-remap", &mut script);
+    script
+}
+
+/// The pages of the command and of each subcommand, one after the other.
+fn manual() -> anyhow::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    let mut command = Arguments::command();
+    command.build();
+    clap_mangen::Man::new(command.clone()).render(&mut page)?;
+    for subcommand in command.get_subcommands().filter(|s| s.get_name() != "help") {
+        clap_mangen::Man::new(subcommand.clone()).render(&mut page)?;
+    }
+    Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn manual_and_completions_know_every_option() {
+        let page = String::from_utf8(manual().unwrap()).unwrap();
+        let script = String::from_utf8(completions(clap_complete::Shell::Bash)).unwrap();
+        for option in [
+            "json",
+            "html",
+            "svg",
+            "quick",
+            "rate",
+            "blob",
+            "working\\-set",
+        ] {
+            assert!(page.contains(option), "{option} is not in the manual page");
+            let option = option.replace('\\', "");
+            assert!(
+                script.contains(&option),
+                "{option} is not in the completions"
+            );
+        }
+    }
+}
