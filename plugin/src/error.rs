@@ -2,8 +2,11 @@
 
 use std::io;
 
-use crate::backend::BackendKind;
 use crate::range::{GuestAddress, PAGE_SIZE, PageRange};
+
+/// The most memslots that KVM on x86 has (Linux: `arch/x86/include/asm/kvm_host.h`
+/// `KVM_USER_MEM_SLOTS`, 5.11 on).
+pub(crate) const MAX_SEGMENTS: u64 = 32764;
 
 /// What a failed call left behind in the range that it was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,22 +63,24 @@ pub enum Error {
         /// Length of the window, in bytes.
         len: u64,
     },
-    /// A segment size that KVM's page sizes do not fit in.
+    /// A segment size that is no whole number of pages, or gives more segments than KVM has slots.
     #[error(
-        "cannot use segments of {size:#x} bytes: the size must be a multiple of {PAGE_SIZE:#x} above 0"
+        "cannot use segments of {size:#x} bytes for a window of {len:#x}: the size must be a \
+         multiple of {PAGE_SIZE:#x} above 0, and there can be {MAX_SEGMENTS} segments"
     )]
     BadSegmentSize {
         /// The size asked for, in bytes.
         size: u64,
+        /// Length of the window, in bytes.
+        len: u64,
     },
     /// A backend name that there is none of.
-    #[error(
-        "cannot find a backend named {name:?}: there are {}",
-        BackendKind::names()
-    )]
+    #[error("cannot find a backend named {name:?}: there are {known}")]
     UnknownBackend {
         /// The name asked for.
         name: String,
+        /// The names there are.
+        known: String,
     },
     /// A range that does not lie in the window.
     #[error("cannot use {range}: the window has {window:#x} bytes")]
@@ -171,6 +176,19 @@ pub enum Error {
         /// The offset asked for, in bytes.
         offset: u64,
     },
+    /// A change that would cut a mapping inside one of its huge pages.
+    #[error(
+        "cannot change {range}: it cuts the mapping {mapping} inside a huge page of \
+         {page_size:#x} bytes"
+    )]
+    HugePageCut {
+        /// The range asked for.
+        range: PageRange,
+        /// The mapping that would be cut.
+        mapping: PageRange,
+        /// Size of its huge pages, in bytes.
+        page_size: u64,
+    },
     /// Host memory that cannot be shared with the guest without a descriptor.
     #[error(
         "cannot map {range} from host memory at {address:#x}: {reason}; pass its descriptor, or \
@@ -189,7 +207,7 @@ pub enum Error {
     },
     /// The process is close to the most memory areas that the kernel allows it.
     #[error(
-        "cannot map {range}: it needs {needed} more memory areas, {used} of vm.max_map_count = \
+        "cannot change {range}: it needs {needed} more memory areas, {used} of vm.max_map_count = \
          {limit} are used or spoken for and {headroom} are kept for unmapping; unmap something, \
          or raise vm.max_map_count"
     )]
@@ -354,6 +372,7 @@ impl Error {
             | Self::OutsideWindow { .. }
             | Self::SourceOffset { .. }
             | Self::HugePageAlignment { .. }
+            | Self::HugePageCut { .. }
             | Self::HostMemory { .. }
             | Self::Record { .. } => Errno::INVAL,
         };

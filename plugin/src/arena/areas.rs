@@ -4,7 +4,7 @@
 //! The kernel allows a process `vm.max_map_count` areas, and at that limit it may refuse even to
 //! close a mapping (Linux: `mm/mmap.c`, 6.1 and 6.12). A mapping in a window costs two at the most,
 //! its own and the hole after it. The windows count theirs at that worst; what else the process
-//! has is counted when a window opens and again before a map is refused.
+//! has is counted when a window opens, now and then, and again before anything is refused.
 
 use std::sync::atomic::{AtomicIsize, Ordering};
 
@@ -23,11 +23,22 @@ static WINDOWS: AtomicIsize = AtomicIsize::new(0);
 pub(crate) struct Areas {
     limit: isize,
     headroom: isize,
-    /// What the process had beside its windows when last counted. Below 0 where the windows use
-    /// less than their worst.
+    /// What the process had beside its windows when last counted.
     others: AtomicIsize,
+    /// Takes until the next count, so that counting costs little for each of them.
+    until_count: AtomicIsize,
     /// What this window has taken, to be given back when it goes.
     taken: AtomicIsize,
+}
+
+/// Why more areas are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Something is mapped: it has to leave the headroom alone.
+    Map,
+    /// A mapping is cut in two by an unmap: it may use half of the headroom. The other half is for
+    /// unmapping whole mappings, which always works.
+    Cut,
 }
 
 impl Areas {
@@ -43,28 +54,30 @@ impl Areas {
             limit,
             headroom: (limit / 64).max(64),
             others: AtomicIsize::new(0),
+            until_count: AtomicIsize::new(0),
             taken: AtomicIsize::new(0),
         };
         areas.count_others();
         areas
     }
 
-    /// Takes what `mappings` more mappings can need for `range`, or refuses. A negative figure,
-    /// and a cut that makes two mappings of one, is always granted: that is what the headroom is for.
-    pub(crate) fn take(&self, mappings: isize, range: Option<PageRange>) -> Result<(), Error> {
+    /// Takes what `mappings` more mappings can need for `range`, or refuses. A negative figure is
+    /// always granted.
+    pub(crate) fn take(&self, mappings: isize, need: Need, range: PageRange) -> Result<(), Error> {
         let needed = mappings.saturating_mul(PER_MAPPING);
         let used = WINDOWS
             .fetch_add(needed, Ordering::Relaxed)
             .saturating_add(needed);
         self.taken.fetch_add(needed, Ordering::Relaxed);
-        let Some(range) = range.filter(|_| needed > 0) else {
+        if needed <= 0 {
             return Ok(());
-        };
-        if self.fits(used) {
+        }
+        let stale = self.until_count.fetch_sub(1, Ordering::Relaxed) <= 0;
+        if !stale && self.fits(used, need) {
             return Ok(());
         }
         self.count_others();
-        if self.fits(used) {
+        if self.fits(used, need) {
             return Ok(());
         }
         self.give_back(mappings);
@@ -86,18 +99,49 @@ impl Areas {
         self.taken.fetch_sub(needed, Ordering::Relaxed);
     }
 
-    fn fits(&self, windows: isize) -> bool {
+    /// Takes room for the mappings that preparing `changes` changes makes for a while.
+    pub(crate) fn room_for(&self, changes: usize, range: PageRange) -> Result<Room<'_>, Error> {
+        let mappings = isize::try_from(changes).unwrap_or(isize::MAX);
+        self.take(mappings, Need::Map, range)?;
+        Ok(Room {
+            areas: self,
+            mappings,
+        })
+    }
+
+    fn fits(&self, windows: isize, need: Need) -> bool {
         let others = self.others.load(Ordering::Relaxed);
-        windows.saturating_add(others) <= self.limit.saturating_sub(self.headroom)
+        let kept = match need {
+            Need::Map => self.headroom,
+            Need::Cut => self.headroom / 2,
+        };
+        windows.saturating_add(others) <= self.limit.saturating_sub(kept)
     }
 
     fn count_others(&self) {
         if let Ok(now) = host::mapped_areas() {
             let now = isize::try_from(now).unwrap_or(isize::MAX);
             let windows = WINDOWS.load(Ordering::Relaxed);
+            // Where the windows use less than their worst, the rest is not known to be free.
             self.others
-                .store(now.saturating_sub(windows), Ordering::Relaxed);
+                .store(now.saturating_sub(windows).max(0), Ordering::Relaxed);
+            // Counting reads a line for each area.
+            self.until_count
+                .store((now / 4).saturating_add(256), Ordering::Relaxed);
         }
+    }
+}
+
+/// Areas that are needed for a while; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Room<'a> {
+    areas: &'a Areas,
+    mappings: isize,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.areas.give_back(self.mappings);
     }
 }
 
@@ -115,7 +159,7 @@ mod tests {
     fn take_refuses_at_the_limit_and_names_the_figures() {
         let areas = Areas::with_limit(0);
         let range = PageRange::new(0, 4096).unwrap();
-        let error = areas.take(1, Some(range)).unwrap_err();
+        let error = areas.take(1, Need::Map, range).unwrap_err();
         let Error::MapCount {
             needed,
             limit,
@@ -131,8 +175,21 @@ mod tests {
             0,
             "a refusal takes nothing"
         );
-        areas.take(1, None).unwrap();
-        areas.take(-1, Some(range)).unwrap();
-        assert_eq!(areas.taken.load(Ordering::Relaxed), 0);
+        areas.take(1, Need::Cut, range).unwrap_err();
+        areas.take(-1, Need::Map, range).unwrap();
+        areas.give_back(-1);
+    }
+
+    #[test]
+    fn a_cut_may_use_half_of_the_headroom_and_no_more() {
+        let areas = Areas {
+            limit: 1000,
+            headroom: 100,
+            others: AtomicIsize::new(10),
+            until_count: AtomicIsize::new(0),
+            taken: AtomicIsize::new(0),
+        };
+        assert!(areas.fits(890, Need::Map) && !areas.fits(891, Need::Map));
+        assert!(areas.fits(940, Need::Cut) && !areas.fits(941, Need::Cut));
     }
 }

@@ -8,7 +8,7 @@
 //! 2. No Rust reference points into it, ever: the library hands out addresses, not references.
 //! 3. Offsets are checked against this arena, here, by [`Arena::span`].
 //! 4. Memslots end before the arena does: whoever cannot unregister one calls
-//!    [`Arena::leak`], and the address space is never given back.
+//!    [`Arena::set_leaked`], and the address space is never given back.
 //!
 //! Holes are private anonymous memory without access: reading them allocates nothing, and their
 //! areas merge again with their neighbours.
@@ -25,8 +25,8 @@ use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 use rustix::mm::{
-    MapFlags, MremapFlags, MsyncFlags, ProtFlags, mmap, mmap_anonymous, mremap, mremap_fixed,
-    msync, munmap,
+    MapFlags, MprotectFlags, MremapFlags, MsyncFlags, ProtFlags, mmap, mmap_anonymous, mprotect,
+    mremap, mremap_fixed, msync, munmap,
 };
 
 use crate::error::StateAfter;
@@ -160,7 +160,7 @@ impl Arena {
                 staged.moved_away();
                 Ok(())
             }
-            Err(errno) => Err(self.heal(range, errno)),
+            Err(errno) => Err(self.after(range, errno)),
         }
     }
 
@@ -178,15 +178,7 @@ impl Arena {
         let address = address as *mut c_void;
         // SAFETY: the range is ours, by rules 1 and 3, and nobody refers to it, by rule 2.
         let mapped = unsafe { mmap(address, len, access(protection), flags, fd, offset) };
-        match mapped {
-            Ok(_) => Ok(()),
-            // The access mode is judged before anything is unmapped.
-            Err(errno @ Errno::ACCESS) if !self.has_gap(range) => {
-                let state = StateAfter::Unchanged;
-                Err(Refused { errno, state })
-            }
-            Err(errno) => Err(self.heal(range, errno)),
-        }
+        mapped.map(drop).map_err(|errno| self.after(range, errno))
     }
 
     /// Makes `range` a hole.
@@ -195,21 +187,23 @@ impl Arena {
     /// after the old mapping is gone; what the kernel refuses, it refuses before.
     pub(crate) fn punch(&self, range: PageRange) -> Result<(), Refused> {
         let (address, len) = self.span(range);
-        match map_hole(address, len, MapFlags::FIXED) {
-            Ok(_) => Ok(()),
-            Err(errno) if self.has_gap(range) => Err(self.heal(range, errno)),
-            Err(errno) => Err(Refused {
-                errno,
-                state: StateAfter::Unchanged,
-            }),
-        }
+        map_hole(address, len, MapFlags::FIXED)
+            .map(drop)
+            .map_err(|errno| self.after(range, errno))
     }
 
-    /// Makes `range` a hole after a failure that can have left a gap there.
-    fn heal(&self, range: PageRange, errno: Errno) -> Refused {
+    /// What a refusal left behind. Most come before the kernel has unmapped anything; a gap is
+    /// filled at once, but never over a stranger's memory that has got there first.
+    fn after(&self, range: PageRange, errno: Errno) -> Refused {
+        if !self.has_gap(range) {
+            return Refused {
+                errno,
+                state: StateAfter::Unchanged,
+            };
+        }
         let (address, len) = self.span(range);
-        let healed = map_hole(address, len, MapFlags::FIXED).is_ok();
-        let state = if healed {
+        let filled = map_hole(address, len, MapFlags::FIXED_NOREPLACE);
+        let state = if filled == Ok(address) {
             StateAfter::Hole
         } else {
             StateAfter::Poisoned
@@ -234,9 +228,10 @@ impl Arena {
         Staged::duplicate(address, len)
     }
 
-    /// Keeps the address space for ever, because a memslot still lies over it.
-    pub(crate) fn leak(&mut self) {
-        self.leaked = true;
+    /// Whether dropping the arena keeps the address space for ever, because a memslot may still
+    /// lie over it, or a stranger's memory in it.
+    pub(crate) fn set_leaked(&mut self, leaked: bool) {
+        self.leaked = leaked;
     }
 }
 
@@ -244,7 +239,7 @@ impl Drop for Arena {
     fn drop(&mut self) {
         if self.leaked {
             log::warn!(
-                "{:#x} bytes of address space stay under a memslot for ever",
+                "{:#x} bytes of address space are never given back",
                 self.len
             );
         } else {
@@ -292,8 +287,8 @@ impl Staged {
         })
     }
 
-    /// Maps what lies at `address` a second time, wherever the kernel likes. The caller has seen
-    /// that all `len` bytes lie in one shared mapping.
+    /// Maps what lies at `address` a second time, wherever the kernel likes, with the protection
+    /// that it has there. The caller has seen that all `len` bytes lie in one shared mapping.
     pub(crate) fn duplicate(address: usize, len: usize) -> rustix::io::Result<Self> {
         let from = address as *mut c_void;
         // SAFETY: with an old size of 0 the old mapping stays as it is, and without a fixed
@@ -303,6 +298,16 @@ impl Staged {
             address: mapped.addr(),
             len,
         })
+    }
+
+    /// Gives the mapping another protection.
+    pub(crate) fn protect(&self, protection: Protection) -> rustix::io::Result<()> {
+        let flags = match protection {
+            Protection::ReadOnly => MprotectFlags::READ,
+            Protection::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
+        };
+        // SAFETY: the range is this value's own, by rule 1, and nobody refers to it, by rule 2.
+        unsafe { mprotect(self.address as *mut c_void, self.len, flags) }
     }
 
     /// Gives up the claim on the range, which the kernel has moved.
@@ -369,20 +374,42 @@ mod tests {
     }
 
     #[test]
-    fn a_placement_that_fails_half_way_is_a_hole_and_no_gap() {
+    fn a_placement_that_fails_leaves_no_gap() {
         let arena = Arena::reserve(4 * PAGE_SIZE, GuestAddress(0)).unwrap();
         let all = PageRange::new(0, 4 * PAGE_SIZE).unwrap();
-        // A mapping that is gone cannot be moved: the kernel unmaps the target, then fails.
+        // A mapping that is gone cannot be moved. Before 6.17 the kernel unmaps the target first.
         let mut gone = Arena::reserve(4 * PAGE_SIZE, GuestAddress(0)).unwrap();
         unmap(gone.base, gone.len);
-        gone.leaked = true;
+        gone.set_leaked(true);
         let staged = Staged {
             address: gone.base,
             len: gone.len,
         };
         let refused = arena.place(all, staged).unwrap_err();
-        assert_eq!(refused.state, StateAfter::Hole);
+        assert_ne!(refused.state, StateAfter::Poisoned);
         assert!(!arena.has_gap(all));
+    }
+
+    #[test]
+    fn a_gap_that_a_failure_left_is_filled() {
+        let arena = Arena::reserve(4 * PAGE_SIZE, GuestAddress(0)).unwrap();
+        let part = PageRange::new(PAGE_SIZE, 2 * PAGE_SIZE).unwrap();
+        unmap(arena.base + 4096, 8192);
+        assert_eq!(arena.after(part, Errno::NOMEM).state, StateAfter::Hole);
+        assert!(!arena.has_gap(part));
+        assert_eq!(arena.after(part, Errno::NOMEM).state, StateAfter::Unchanged);
+    }
+
+    #[test]
+    fn a_stranger_in_a_gap_is_not_overwritten() {
+        let mut arena = Arena::reserve(4 * PAGE_SIZE, GuestAddress(0)).unwrap();
+        let part = PageRange::new(PAGE_SIZE, 2 * PAGE_SIZE).unwrap();
+        unmap(arena.base + 4096, 8192);
+        map_hole(arena.base + 4096, 4096, MapFlags::FIXED_NOREPLACE).unwrap();
+        assert_eq!(arena.after(part, Errno::NOMEM).state, StateAfter::Poisoned);
+        // The page after the stranger is still a gap: nothing was forced over both.
+        assert!(arena.has_gap(part));
+        arena.set_leaked(true);
     }
 
     #[test]

@@ -38,11 +38,6 @@ impl BackendKind {
         }
     }
 
-    /// All names, for a message.
-    pub(crate) fn names() -> String {
-        Self::ALL.map(Self::name).join(", ")
-    }
-
     pub(crate) fn backend(self, geometry: Geometry) -> Box<dyn Backend> {
         match self {
             Self::Fixed => Box::new(fixed::Fixed::new(geometry)),
@@ -64,6 +59,7 @@ impl FromStr for BackendKind {
         let found = Self::ALL.into_iter().find(|kind| kind.name() == name);
         found.ok_or_else(|| Error::UnknownBackend {
             name: name.to_owned(),
+            known: Self::ALL.map(Self::name).join(", "),
         })
     }
 }

@@ -35,10 +35,9 @@ fn region(slot: &Slot, len: u64) -> kvm_userspace_memory_region {
 // may still use the old set of slots, before the ioctl returns (Linux: virt/kvm/kvm_main.c
 // `kvm_set_memslot`, `kvm_swap_active_memslots`); it reports a deletion that it did not make.
 unsafe impl SlotProvider for VmFd {
-    fn register(&self, slot: &Slot) -> io::Result<()> {
-        // SAFETY: a `Slot` describes memory that its window owns, or that the caller of
-        // `Source::host_memory` promised to keep, until it is unregistered; no Rust reference
-        // points there.
+    unsafe fn register(&self, slot: &Slot) -> io::Result<()> {
+        // SAFETY: the caller promises that the memory stays mapped until the slot is unregistered
+        // and that no Rust reference points there.
         unsafe { self.set_user_memory_region(region(slot, slot.len())) }.map_err(Into::into)
     }
 

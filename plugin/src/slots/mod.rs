@@ -19,8 +19,7 @@ use std::ops::Range;
 
 use crate::range::GuestAddress;
 
-/// A memslot: host memory registered at a guest address. Only this library makes one, so a
-/// provider can trust that the host memory is there and stays until the slot is unregistered.
+/// A memslot: host memory registered at a guest address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
     number: u32,
@@ -79,9 +78,13 @@ impl Slot {
 pub unsafe trait SlotProvider: Debug + Send + Sync {
     /// Registers `slot`; the guest reaches the memory from then on.
     ///
+    /// # Safety
+    /// The memory of the slot must be mapped, with no Rust reference into it, until `unregister`
+    /// has returned `Ok` for it.
+    ///
     /// # Errors
     /// What the hypervisor said; the slot is not registered then.
-    fn register(&self, slot: &Slot) -> io::Result<()>;
+    unsafe fn register(&self, slot: &Slot) -> io::Result<()>;
 
     /// Unregisters `slot`, exactly as it was registered, and waits until no vCPU can reach it.
     ///

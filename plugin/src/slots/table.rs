@@ -1,9 +1,17 @@
 //! Owns which slots are registered for a window, by number and place, and keeps that true
 //! through failures. Never touches the memory behind them.
+//!
+//! A slot that the hypervisor did not let go stays in the table, under the number and the address
+//! that it was registered with, so that whoever owns the memory knows.
+
+// UNSAFETY: registering a slot promises that its memory stays, which only the owner of both, the
+// window, can keep.
+#![expect(unsafe_code, reason = "registering a slot is an unsafe call")]
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Slot, SlotNumbers, SlotProvider};
@@ -23,8 +31,12 @@ pub(crate) struct SlotTable {
     provider: Arc<dyn SlotProvider>,
     base: GuestAddress,
     given: usize,
-    free: Vec<u32>,
-    by_start: BTreeMap<u64, (u32, Extent)>,
+    /// Numbers never used so far, and those that came back.
+    unused: Range<u32>,
+    returned: Vec<u32>,
+    by_start: BTreeMap<u64, (Extent, Slot)>,
+    /// Scratch slots that the hypervisor did not let go.
+    stuck: Vec<Slot>,
     created: u64,
     deleted: u64,
 }
@@ -44,15 +56,15 @@ impl SlotTable {
         base: GuestAddress,
         numbers: SlotNumbers,
     ) -> Self {
-        // Taken from the end, so that low numbers come first.
-        let free: Vec<u32> = numbers.0.rev().collect();
-        let given = free.len();
+        let given = numbers.0.len();
         Self {
             provider,
             base,
             given,
-            free,
+            unused: numbers.0,
+            returned: Vec::new(),
             by_start: BTreeMap::new(),
+            stuck: Vec::new(),
             created: 0,
             deleted: 0,
         }
@@ -75,11 +87,11 @@ impl SlotTable {
     pub(crate) fn overlapping(&self, range: PageRange) -> impl Iterator<Item = Extent> {
         let before = self.by_start.range(..range.start()).next_back();
         let from = before
-            .filter(|(_, (_, extent))| extent.range.end() > range.start())
+            .filter(|(_, (extent, _))| extent.range.end() > range.start())
             .map_or(range.start(), |(start, _)| *start);
         self.by_start
             .range(from..range.end())
-            .map(|(_, (_, extent))| *extent)
+            .map(|(_, (extent, _))| *extent)
     }
 
     /// Whether slots lie over all of `range`.
@@ -96,14 +108,19 @@ impl SlotTable {
 
     /// Whether there are numbers for `added` more slots once `removed` are gone.
     pub(crate) fn has_room(&self, added: usize, removed: usize) -> Result<(), Error> {
-        if added <= self.free.len().saturating_add(removed) {
+        let free = self.unused.len().saturating_add(self.returned.len());
+        if added <= free.saturating_add(removed) {
             return Ok(());
         }
-        Err(Error::SlotNumbers {
-            needed: added,
+        Err(self.out_of_numbers(added))
+    }
+
+    fn out_of_numbers(&self, needed: usize) -> Error {
+        Error::SlotNumbers {
+            needed,
             used: self.by_start.len(),
             given: self.given,
-        })
+        }
     }
 
     /// Registers all of `extents` or, after a failure, none of them.
@@ -139,11 +156,15 @@ impl SlotTable {
 
     /// Moves every slot to another guest address or, after a failure, none of them.
     pub(crate) fn relocate(&mut self, base: GuestAddress) -> Result<(), Error> {
-        let all: Vec<Extent> = self.by_start.values().map(|(_, extent)| *extent).collect();
+        let all: Vec<Extent> = self.by_start.values().map(|(extent, _)| *extent).collect();
         let old = self.base;
         self.unregister_all(&all)?;
         self.base = base;
         if let Err(error) = self.register_all(&all) {
+            if error.state_after() == StateAfter::Poisoned {
+                // Some slots are stuck at the new address: nothing may be put over them.
+                return Err(error);
+            }
             self.base = old;
             let undone = self.register_all(&all).is_ok();
             return Err(poisoned_unless(undone, error));
@@ -153,10 +174,16 @@ impl SlotTable {
 
     /// Unregisters every slot that lets itself be unregistered; the first failure is reported.
     pub(crate) fn unregister_what_goes(&mut self) -> Result<(), Error> {
-        let all: Vec<Extent> = self.by_start.values().map(|(_, extent)| *extent).collect();
+        let all: Vec<Extent> = self.by_start.values().map(|(extent, _)| *extent).collect();
         let mut first = Ok(());
         for extent in all {
             first = first.and(self.unregister(extent));
+        }
+        for slot in std::mem::take(&mut self.stuck) {
+            if let Err(source) = self.provider.unregister(&slot) {
+                first = first.and(Err(failure("unregister", &slot, source)));
+                self.stuck.push(slot);
+            }
         }
         first
     }
@@ -171,25 +198,20 @@ impl SlotTable {
             host,
             read_only: false,
         };
-        let registered = self.provider.register(&slot);
-        if let Err(source) = registered {
-            self.free.push(number);
-            return Err(failure("register", &slot, source));
+        self.provide(&slot)?;
+        if let Err(source) = self.provider.unregister(&slot) {
+            self.stuck.push(slot);
+            return Err(poisoned_unless(false, failure("unregister", &slot, source)));
         }
-        self.created = self.created.saturating_add(1);
-        // A slot that does not go keeps its number for ever.
-        self.provider
-            .unregister(&slot)
-            .map_err(|source| failure("unregister", &slot, source))?;
         self.deleted = self.deleted.saturating_add(1);
-        self.free.push(number);
+        self.returned.push(number);
         Ok(())
     }
 
     /// A page of `window` over which no slot lies.
     pub(crate) fn free_page(&self, window: PageRange) -> Option<u64> {
         let mut offset = window.start();
-        for (_, extent) in self.by_start.values() {
+        for (extent, _) in self.by_start.values() {
             if extent.range.start() > offset {
                 break;
             }
@@ -199,50 +221,58 @@ impl SlotTable {
     }
 
     fn take_number(&mut self) -> Result<u32, Error> {
-        let (used, given) = (self.by_start.len(), self.given);
-        self.free.pop().ok_or(Error::SlotNumbers {
-            needed: 1,
-            used,
-            given,
-        })
+        let number = self.returned.pop().or_else(|| self.unused.next());
+        number.ok_or_else(|| self.out_of_numbers(1))
     }
 
     fn register(&mut self, extent: Extent) -> Result<(), Error> {
-        let number = self.take_number()?;
-        let slot = self.slot(number, extent);
-        if let Err(source) = self.provider.register(&slot) {
-            self.free.push(number);
-            return Err(failure("register", &slot, source));
-        }
-        self.created = self.created.saturating_add(1);
-        self.by_start.insert(extent.range.start(), (number, extent));
+        let start = extent.range.start();
+        assert!(
+            !self.by_start.contains_key(&start),
+            "no slot is registered over another"
+        );
+        let slot = Slot {
+            number: self.take_number()?,
+            // The window's end was seen to fit.
+            guest: GuestAddress(self.base.0.saturating_add(start)),
+            len: extent.range.len(),
+            host: extent.host,
+            read_only: extent.read_only,
+        };
+        self.provide(&slot)?;
+        self.by_start.insert(start, (extent, slot));
         Ok(())
+    }
+
+    /// Registers a slot with a number that `take_number` gave; a failure gives it back.
+    fn provide(&mut self, slot: &Slot) -> Result<(), Error> {
+        // SAFETY: the memory is the window's arena, or what the caller of `Source::host_memory`
+        // promised to keep. It stays until `unregister` succeeds for the slot: this table forgets
+        // none before that, and the window gives its arena back only when the table is empty.
+        let provided = unsafe { self.provider.register(slot) };
+        match provided {
+            Ok(()) => {
+                self.created = self.created.saturating_add(1);
+                Ok(())
+            }
+            Err(source) => {
+                self.returned.push(slot.number);
+                Err(failure("register", slot, source))
+            }
+        }
     }
 
     fn unregister(&mut self, extent: Extent) -> Result<(), Error> {
         let start = extent.range.start();
-        let Some((number, registered)) = self.by_start.get(&start).copied() else {
+        let Some((_, slot)) = self.by_start.get(&start).copied() else {
             return Ok(());
         };
-        let slot = self.slot(number, registered);
-        self.provider
-            .unregister(&slot)
-            .map_err(|source| failure("unregister", &slot, source))?;
+        let refused = |source| failure("unregister", &slot, source);
+        self.provider.unregister(&slot).map_err(refused)?;
         self.deleted = self.deleted.saturating_add(1);
         self.by_start.remove(&start);
-        self.free.push(number);
+        self.returned.push(slot.number);
         Ok(())
-    }
-
-    fn slot(&self, number: u32, extent: Extent) -> Slot {
-        Slot {
-            number,
-            // The window's end was seen to fit.
-            guest: GuestAddress(self.base.0.saturating_add(extent.range.start())),
-            len: extent.range.len(),
-            host: extent.host,
-            read_only: extent.read_only,
-        }
     }
 }
 
@@ -358,6 +388,46 @@ mod tests {
             .map(|slot| slot.guest_address().0)
             .collect();
         assert_eq!(guests, [0x10_0000, 0x10_1000]);
+    }
+
+    #[test]
+    fn relocate_that_leaves_a_slot_stuck_keeps_it_in_the_table() {
+        let recorder = Arc::new(Recorder::default());
+        let mut table = table(&recorder, 8);
+        table.register_all(&[extent(0), extent(1)]).unwrap();
+        recorder.fail_register_of(GuestAddress(0x20_1000));
+        recorder.fail_unregister_of(GuestAddress(0x20_0000));
+        let error = table.relocate(GuestAddress(0x20_0000)).unwrap_err();
+        assert_eq!(error.state_after(), StateAfter::Poisoned);
+        let stuck: Vec<u64> = recorder
+            .live()
+            .iter()
+            .map(|slot| slot.guest_address().0)
+            .collect();
+        assert_eq!(stuck, [0x20_0000]);
+        assert_eq!(table.len(), 1);
+        table.unregister_what_goes().unwrap_err();
+    }
+
+    #[test]
+    fn flash_that_leaves_its_slot_stuck_remembers_it() {
+        let recorder = Arc::new(Recorder::default());
+        let mut table = table(&recorder, 1);
+        recorder.fail_unregister_of(GuestAddress(0x30_0000));
+        let error = table
+            .flash(GuestAddress(0x30_0000), 0x7000_0000, PAGE_SIZE)
+            .unwrap_err();
+        assert_eq!(error.state_after(), StateAfter::Poisoned);
+        table.unregister_what_goes().unwrap_err();
+        assert_eq!(recorder.registered(), 1);
+    }
+
+    #[test]
+    fn any_number_of_slot_numbers_costs_nothing() {
+        let recorder = Arc::new(Recorder::default());
+        let mut table = table(&recorder, u32::MAX - 8);
+        table.register_all(&[extent(0)]).unwrap();
+        assert_eq!(recorder.live()[0].number(), 8);
     }
 
     #[test]

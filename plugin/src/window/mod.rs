@@ -15,12 +15,12 @@ use batch::{Batch, Change};
 use counters::{Counters, Tally, count};
 use options::{WindowOptions, Zap, check_base};
 use shared::Shared;
-use transaction::State;
+use transaction::{OnFailure, State};
 
 use crate::arena::Arena;
 use crate::arena::areas::Areas;
 use crate::backend::BackendKind;
-use crate::error::Error;
+use crate::error::{Error, StateAfter};
 use crate::host::{ZapMode, ZapReport};
 use crate::layout::record::{LayoutRecord, MappingRecord};
 use crate::layout::{Layout, Mapping};
@@ -170,11 +170,14 @@ impl Window {
         source: &Source<'_>,
         protection: Protection,
     ) -> Result<(), Error> {
-        self.change(&[Change::Map {
-            range,
-            source: *source,
-            protection,
-        }])
+        self.change(
+            &[Change::Map {
+                range,
+                source: *source,
+                protection,
+            }],
+            OnFailure::Hole,
+        )
     }
 
     /// Puts `source` at `range`, whatever is there; mappings that reach beyond it are cut.
@@ -192,11 +195,14 @@ impl Window {
         source: &Source<'_>,
         protection: Protection,
     ) -> Result<(), Error> {
-        self.change(&[Change::Replace {
-            range,
-            source: *source,
-            protection,
-        }])
+        self.change(
+            &[Change::Replace {
+                range,
+                source: *source,
+                protection,
+            }],
+            OnFailure::Hole,
+        )
     }
 
     /// Makes `range` a hole; mappings that reach beyond it are cut. Holes in it stay as they are.
@@ -210,7 +216,7 @@ impl Window {
     /// there. With `memslot`, also [`Error::Slot`] and, for what a cut leaves over,
     /// [`Error::SlotNumbers`]; these leave everything as it was.
     pub fn unmap(&self, range: PageRange) -> Result<(), Error> {
-        self.change(&[Change::Unmap { range }])
+        self.change(&[Change::Unmap { range }], OnFailure::Hole)
     }
 
     /// Makes all changes of `batch` in their order, or none of them.
@@ -222,13 +228,13 @@ impl Window {
     /// As the single operations, each with everything left as it was, or with the window poisoned
     /// where the kernel refused even that ([`Error::state_after`] tells).
     pub fn commit(&self, batch: &Batch<'_>) -> Result<(), Error> {
-        self.change(&batch.changes)?;
+        self.change(&batch.changes, OnFailure::PutBack)?;
         count(&self.shared.tally.batches);
         Ok(())
     }
 
-    fn change(&self, changes: &[Change<'_>]) -> Result<(), Error> {
-        let result = self.try_change(changes);
+    fn change(&self, changes: &[Change<'_>], on_failure: OnFailure) -> Result<(), Error> {
+        let result = self.try_change(changes, on_failure);
         match &result {
             Ok(()) => {
                 for change in changes {
@@ -244,12 +250,18 @@ impl Window {
         result
     }
 
-    fn try_change(&self, changes: &[Change<'_>]) -> Result<(), Error> {
+    fn try_change(&self, changes: &[Change<'_>], on_failure: OnFailure) -> Result<(), Error> {
+        // Until a batch is made, each of its sources, and each mapping in its way, is mapped once
+        // more.
+        let _room = match changes {
+            [first, _, ..] => Some(self.shared.areas.room_for(changes.len(), first.range())?),
+            _ => None,
+        };
         let prepared = changes
             .iter()
             .map(|change| self.shared.prepare(change))
             .collect::<Result<_, _>>()?;
-        self.state().commit(&self.shared, prepared)
+        self.state().commit(&self.shared, prepared, on_failure)
     }
 
     /// Moves the whole window to another guest address, as when the guest moves a BAR: the one
@@ -270,8 +282,8 @@ impl Window {
             return Err(Error::Poisoned);
         }
         let moved = state.slots.relocate(base);
-        if let Err(error) = &moved {
-            state.poisoned = error.state_after() == crate::StateAfter::Poisoned;
+        if moved.as_ref().is_err_and(is_poisoning) {
+            state.poison();
         }
         moved
     }
@@ -288,17 +300,21 @@ impl Window {
 
     fn shut(&mut self) -> Result<(), Error> {
         self.closed = true;
+        // Given back only when every slot is known to be gone: a hypervisor can fail, or panic.
+        self.shared.arena.set_leaked(true);
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let gone = state.slots.unregister_what_goes();
-        if gone.is_err() {
-            self.shared.arena.leak();
-        }
-        gone
+        state.slots.unregister_what_goes()?;
+        // What lies in a poisoned arena is not known.
+        self.shared.arena.set_leaked(state.poisoned);
+        Ok(())
     }
 
     /// Makes KVM drop every translation of the VM, by creating a memslot of one page and deleting
     /// it. When the call returns the work is done: by the calling task, unless the answer says
     /// otherwise. A last resort, for a VMM that must be sure of more than this window.
+    ///
+    /// Precise zapping that something else switched on for the VM is not seen here: the call then
+    /// invalidates nothing.
     ///
     /// # Errors
     /// [`Error::WorkerZaps`] on a host that leaves the work to workers, unless `on_workers` allows
@@ -324,10 +340,9 @@ impl Window {
         let own = own.and_then(|offset| state.slots.base().checked_add(offset));
         let page = own.or(self.scratch).ok_or(Error::NoScratchPage)?;
         let flashed = state.slots.flash(page, host, PAGE_SIZE);
-        // A slot that stayed would let the guest reach the window's first page for ever.
-        state.poisoned = flashed
-            .as_ref()
-            .is_err_and(|e| e.state_after() != crate::StateAfter::Unchanged);
+        if flashed.as_ref().is_err_and(is_poisoning) {
+            state.poison();
+        }
         flashed.map(|()| report.mode)
     }
 
@@ -436,10 +451,14 @@ impl Window {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The state is put right before anything that could panic, so a poisoned lock is no reason
-        // to refuse an unmap.
+        // A change that did not come to its end has poisoned the window itself.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a failure leaves a window that can only be closed.
+fn is_poisoning(error: &Error) -> bool {
+    error.state_after() == StateAfter::Poisoned
 }
 
 impl Drop for Window {

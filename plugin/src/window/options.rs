@@ -1,7 +1,7 @@
 //! Owns what a window can be opened with, and the checks of it. Never opens anything itself.
 
 use crate::backend::{BackendKind, Geometry};
-use crate::error::Error;
+use crate::error::{Error, MAX_SEGMENTS};
 use crate::range::{GuestAddress, HUGE_1G, PAGE_SIZE, PageRange};
 
 /// What deleting a memslot should drop.
@@ -78,8 +78,10 @@ impl WindowOptions {
     }
 
     /// Whether `fixed` may give host memory that it cannot share a memslot of its own, cut out
-    /// of the segment's. That empties the guest's translations as often as such memory is mapped
-    /// or unmapped; [`Counters::fallbacks`](crate::Counters::fallbacks) counts it. Off if not set.
+    /// of the segment's. Mapping and unmapping such memory deletes the segment's memslot and
+    /// creates its parts again: that empties the guest's translations, and for a moment the guest
+    /// meets no memory in the whole segment, so its vCPUs should be paused.
+    /// [`Counters::fallbacks`](crate::Counters::fallbacks) counts it. Off if not set.
     #[must_use]
     pub fn fallback(mut self, allowed: bool) -> Self {
         self.fallback = allowed;
@@ -106,8 +108,10 @@ impl WindowOptions {
     pub(super) fn check(&self) -> Result<PageRange, Error> {
         let window = PageRange::new(0, self.len)?;
         check_base(self.base, self.len)?;
-        if self.segment == 0 || !self.segment.is_multiple_of(PAGE_SIZE) {
-            return Err(Error::BadSegmentSize { size: self.segment });
+        let (size, len) = (self.segment, self.len);
+        let segments = len.checked_div(size);
+        if !size.is_multiple_of(PAGE_SIZE) || segments.is_none_or(|count| count > MAX_SEGMENTS) {
+            return Err(Error::BadSegmentSize { size, len });
         }
         if let Some(page) = self.scratch {
             check_base(page, PAGE_SIZE)?;
@@ -146,7 +150,8 @@ mod tests {
         good.check().unwrap();
         assert_eq!(
             text(good.segment_size(0)),
-            "cannot use segments of 0x0 bytes: the size must be a multiple of 0x1000 above 0"
+            "cannot use segments of 0x0 bytes for a window of 0x1000: the size must be a multiple of \
+             0x1000 above 0, and there can be 32764 segments"
         );
         assert_eq!(
             text(WindowOptions::new(GuestAddress(0x1001), 0x1000)),

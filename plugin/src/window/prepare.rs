@@ -101,7 +101,7 @@ impl Shared {
                 Ok((Placement::Staged(staged), Origin::Anonymous, None))
             }
             Memory::Host { address } => {
-                let (placement, origin) = self.stage_host_memory(range, address)?;
+                let (placement, origin) = self.stage_host_memory(range, address, protection)?;
                 Ok((placement, origin, None))
             }
             Memory::Descriptor { fd, offset } => {
@@ -146,6 +146,7 @@ impl Shared {
         &self,
         range: PageRange,
         address: usize,
+        protection: Protection,
     ) -> Result<(Placement<'fd>, Origin), Error> {
         let at = address as u64;
         if !at.is_multiple_of(PAGE_SIZE) {
@@ -176,8 +177,13 @@ impl Shared {
             None => {
                 // An address of this process and a length within its mapping fit a usize.
                 let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
-                match Staged::duplicate(address, len) {
+                let duplicated = Staged::duplicate(address, len);
+                match duplicated {
                     Ok(staged) => {
+                        // The duplicate has the protection of the original.
+                        staged.protect(protection).map_err(|errno| {
+                            refuse("it does not allow the protection", Some(errno.into()))
+                        })?;
                         let origin = Origin::HostMemory {
                             address: at,
                             in_place: false,

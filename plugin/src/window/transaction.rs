@@ -16,12 +16,13 @@ use rustix::io::Errno;
 use super::counters::count;
 use super::prepare::{Placement, Prepared};
 use super::shared::Shared;
+use crate::arena::areas::Need;
 use crate::arena::{Refused, Staged};
 use crate::error::{Error, StateAfter};
 use crate::layout::{Layout, Mapping, Origin, Undo};
 use crate::range::PageRange;
 use crate::slots::table::{Extent, SlotTable};
-use crate::source::descriptor::access_refused;
+use crate::source::descriptor::{DescriptorKind, access_refused};
 
 /// What changes while the window lives.
 #[derive(Debug)]
@@ -48,18 +49,28 @@ struct Saved {
     staged: Staged,
 }
 
+/// How a change that fails after memory has changed is recovered from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OnFailure {
+    /// The range becomes a hole: no mapping is saved before, which would cost each change.
+    Hole,
+    /// Everything is put back.
+    PutBack,
+}
+
 impl State {
     pub(super) fn commit(
         &mut self,
         shared: &Shared,
         changes: Vec<Prepared<'_>>,
+        on_failure: OnFailure,
     ) -> Result<(), Error> {
         if self.poisoned {
             return Err(Error::Poisoned);
         }
-        let saved = match changes.len() {
-            0 | 1 => Vec::new(),
-            _ => self.save(shared, &changes)?,
+        let saved = match on_failure {
+            OnFailure::Hole => Vec::new(),
+            OnFailure::PutBack => self.save(shared, &changes)?,
         };
         let mappings_before = self.layout.len();
         let undos = self.enter(&changes)?;
@@ -68,18 +79,19 @@ impl State {
             .len()
             .wrapping_sub(mappings_before)
             .cast_signed();
-        let wants = changes.iter().find(|change| change.mapping.is_some());
-        if let Err(error) = shared.areas.take(added, wants.map(|change| change.range)) {
+        if let Err(error) = take_areas(shared, added, &changes) {
             self.leave(undos);
             return Err(error);
         }
-        let single = undos.len() <= 1;
-        self.make(shared, changes, &undos).map_err(|error| {
+        // Whatever a hypervisor that panics leaves behind, nobody goes on with.
+        self.poisoned = true;
+        let made = self.make(shared, changes, &undos);
+        self.poisoned = false;
+        made.map_err(|error| {
             let spans = spans(&undos);
-            let error = if single {
-                self.recover_single(shared, undos, error)
-            } else {
-                self.recover_batch(shared, undos, saved, error)
+            let error = match on_failure {
+                OnFailure::Hole => self.recover_as_hole(shared, undos, error),
+                OnFailure::PutBack => self.put_back(shared, undos, saved, error),
             };
             let now = self
                 .layout
@@ -87,33 +99,35 @@ impl State {
                 .wrapping_sub(mappings_before)
                 .cast_signed();
             shared.areas.give_back(added.saturating_sub(now));
-            let settled = self.settle(shared, &spans);
+            let settled = match error.state_after() {
+                // Nothing must come over memory that is not known.
+                StateAfter::Poisoned => Ok(()),
+                _ => self.settle(shared, &spans),
+            };
             self.judge(error, settled)
         })
     }
 
-    /// Second mappings of all memory that the changes cover.
+    /// Second mappings of everything that the changes touch, each once and whole: a part of a
+    /// mapping can be less than a huge page.
     fn save(&self, shared: &Shared, changes: &[Prepared<'_>]) -> Result<Vec<Saved>, Error> {
-        let mut saved = Vec::new();
-        for change in changes {
-            for old in self.layout.overlapping(change.range) {
-                if old.in_place().is_some() {
-                    continue;
-                }
-                let Some(part) = old.clipped(change.range) else {
-                    continue;
-                };
-                let staged = save_one(shared, &part).map_err(|errno| Error::Stage {
-                    range: part.range,
+        let touched: BTreeMap<u64, &Mapping> = changes
+            .iter()
+            .flat_map(|change| self.layout.overlapping(change.range))
+            .filter(|old| old.in_place().is_none())
+            .map(|old| (old.range.start(), old))
+            .collect();
+        let save = |old: &Mapping| {
+            let range = old.range;
+            match save_one(shared, old) {
+                Ok(staged) => Ok(Saved { range, staged }),
+                Err(errno) => Err(Error::Stage {
+                    range,
                     source: errno.into(),
-                })?;
-                saved.push(Saved {
-                    range: part.range,
-                    staged,
-                });
+                }),
             }
-        }
-        Ok(saved)
+        };
+        touched.into_values().map(save).collect()
     }
 
     /// Enters the changes into the layout, all or none.
@@ -128,9 +142,44 @@ impl State {
                     return Err(Error::Occupied { range, occupied });
                 }
             }
+            if let Some(error) = self.huge_page_cut(range) {
+                self.leave(undos);
+                return Err(error);
+            }
             undos.push(self.layout.set(range, change.mapping.clone()));
         }
         Ok(undos)
+    }
+
+    /// What is wrong with changing `range`, where it cuts a mapping inside a huge page. The kernel
+    /// refuses that as well, with different errors (Linux: `mm/hugetlb.c`, `hugetlb_vm_op_split`).
+    fn huge_page_cut(&self, range: PageRange) -> Option<Error> {
+        let cut = |old: &&Mapping| match old.origin {
+            Origin::Descriptor {
+                kind: DescriptorKind::Hugetlb { page_size },
+                ..
+            } => {
+                let inside = |offset: u64| {
+                    let distance = old.range.distance_to(offset);
+                    distance < old.range.len() && !distance.is_multiple_of(page_size)
+                };
+                inside(range.start()) || inside(range.end())
+            }
+            _ => false,
+        };
+        let old = self.layout.overlapping(range).find(cut)?;
+        let Origin::Descriptor {
+            kind: DescriptorKind::Hugetlb { page_size },
+            ..
+        } = old.origin
+        else {
+            return None;
+        };
+        Some(Error::HugePageCut {
+            range,
+            mapping: old.range,
+            page_size,
+        })
     }
 
     fn leave(&mut self, mut undos: Vec<Undo>) {
@@ -238,7 +287,7 @@ impl State {
     }
 
     /// After a single change failed: nothing has changed yet, or the range becomes a hole.
-    fn recover_single(&mut self, shared: &Shared, undos: Vec<Undo>, error: Error) -> Error {
+    fn recover_as_hole(&mut self, shared: &Shared, undos: Vec<Undo>, error: Error) -> Error {
         if error.state_after() != StateAfter::Hole {
             self.leave(undos);
             return error;
@@ -261,7 +310,7 @@ impl State {
     }
 
     /// After a batch failed: everything is put back.
-    fn recover_batch(
+    fn put_back(
         &mut self,
         shared: &Shared,
         undos: Vec<Undo>,
@@ -302,12 +351,30 @@ impl State {
         if !poisoned {
             return error;
         }
-        self.poisoned = true;
         if let Err(second) = settled {
             log::warn!("cannot put the memslots back: {second}");
         }
+        self.poison();
         with_state(error, StateAfter::Poisoned)
     }
+
+    /// Takes the whole window away from the guest, as far as the hypervisor lets it.
+    pub(super) fn poison(&mut self) {
+        self.poisoned = true;
+        if let Err(error) = self.slots.unregister_what_goes() {
+            log::error!("cannot take a poisoned window away from the guest: {error}");
+        }
+    }
+}
+
+/// Takes the areas that a change needs.
+fn take_areas(shared: &Shared, added: isize, changes: &[Prepared<'_>]) -> Result<(), Error> {
+    let maps = changes.iter().find(|change| change.mapping.is_some());
+    let need = if maps.is_some() { Need::Map } else { Need::Cut };
+    let Some(first) = maps.or(changes.first()) else {
+        return Ok(());
+    };
+    shared.areas.take(added, need, first.range)
 }
 
 /// Everything that the changes touch: their own ranges, and the mappings that they met.
@@ -318,10 +385,10 @@ fn spans(undos: &[Undo]) -> Vec<PageRange> {
     undos.iter().map(Undo::range).chain(met).collect()
 }
 
-fn save_one(shared: &Shared, part: &Mapping) -> rustix::io::Result<Staged> {
-    match (shared.arena.duplicate(part.range), part.origin, &part.keep) {
+fn save_one(shared: &Shared, old: &Mapping) -> rustix::io::Result<Staged> {
+    match (shared.arena.duplicate(old.range), old.origin, &old.keep) {
         (Err(_), Origin::Descriptor { offset, .. }, Some(fd)) => {
-            Staged::descriptor(part.range.len(), fd.as_fd(), offset, part.protection)
+            Staged::descriptor(old.range.len(), fd.as_fd(), offset, old.protection)
         }
         (duplicated, ..) => duplicated,
     }
@@ -392,6 +459,7 @@ fn with_state(error: Error, state: StateAfter) -> Error {
             state,
             source,
         },
+        _ if state == StateAfter::Poisoned => Error::Poisoned,
         other => other,
     }
 }

@@ -21,6 +21,8 @@ struct State {
     live: Vec<Slot>,
     fail_register: Option<GuestAddress>,
     fail_unregister: Option<GuestAddress>,
+    fail_next_register: bool,
+    panic_on_unregister: bool,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +49,14 @@ impl Recorder {
         self.state().fail_register = Some(guest);
     }
 
+    pub fn fail_next_register(&self) {
+        self.state().fail_next_register = true;
+    }
+
+    pub fn panic_on_unregister(&self) {
+        self.state().panic_on_unregister = true;
+    }
+
     pub fn fail_unregister_of(&self, guest: GuestAddress) {
         self.state().fail_unregister = Some(guest);
     }
@@ -54,8 +64,11 @@ impl Recorder {
 
 // SAFETY: no hypervisor ever learns of the memory.
 unsafe impl SlotProvider for Recorder {
-    fn register(&self, slot: &Slot) -> io::Result<()> {
+    unsafe fn register(&self, slot: &Slot) -> io::Result<()> {
         let mut state = self.state();
+        if std::mem::take(&mut state.fail_next_register) {
+            return Err(io::Error::from_raw_os_error(12));
+        }
         if state.fail_register == Some(slot.guest_address()) {
             return Err(io::Error::from_raw_os_error(12));
         }
@@ -77,6 +90,7 @@ unsafe impl SlotProvider for Recorder {
 
     fn unregister(&self, slot: &Slot) -> io::Result<()> {
         let mut state = self.state();
+        assert!(!state.panic_on_unregister, "told to");
         if state.fail_unregister == Some(slot.guest_address()) {
             return Err(io::Error::from_raw_os_error(16));
         }

@@ -161,3 +161,19 @@ fn anonymous_memory_survives_a_batch_that_is_taken_back() {
     bench.window.commit(&batch).unwrap_err();
     assert_eq!(seen(&bench)[0], Some(42));
 }
+
+#[test]
+fn a_batch_of_one_is_put_back_as_well() {
+    let bench = open(BackendKind::Memslot);
+    let (old, new) = (memfd(2, 1), memfd(2, 9));
+    bench
+        .window
+        .map(pages(0, 2), &source(&old), ReadWrite)
+        .unwrap();
+    let before = picture(&bench);
+    bench.recorder.fail_next_register();
+    let batch = Batch::new().replace(pages(0, 2), &source(&new), ReadWrite);
+    let error = bench.window.commit(&batch).unwrap_err();
+    assert_eq!(error.state_after(), StateAfter::Unchanged);
+    assert_eq!(picture(&bench), before);
+}

@@ -176,7 +176,8 @@ fn ranges_that_make_no_sense_are_named() {
 
 #[test]
 fn a_window_larger_than_the_address_space_is_refused() {
-    let options = vm_remap::WindowOptions::new(vm_remap::GuestAddress(0), 1 << 60);
+    let options =
+        vm_remap::WindowOptions::new(vm_remap::GuestAddress(0), 1 << 60).segment_size(1 << 50);
     let recorder = std::sync::Arc::new(crate::recorder::Recorder::default());
     let error = options
         .open(recorder, vm_remap::SlotNumbers::new(0..1))

@@ -291,3 +291,46 @@ fn ordinary_changes_never_open_a_gap() {
         looks.load(Ordering::Relaxed)
     );
 }
+
+#[test]
+fn a_cut_inside_a_huge_page_is_refused_and_harms_nothing() {
+    let test = "a_cut_inside_a_huge_page_is_refused_and_harms_nothing";
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let huge = memfd_create("huge", flags)
+        .ok()
+        .filter(|fd| ftruncate(fd, 4 << 20).is_ok());
+    let bench = open_with(vm_remap::WindowOptions::new(BASE, 16 << 20));
+    let range = vm_remap::PageRange::new(0, 4 << 20).unwrap();
+    let mapped = huge
+        .as_ref()
+        .map(|fd| bench.window.map(range, &source(fd), ReadWrite));
+    let Some(Ok(())) = mapped else {
+        use std::io::Write;
+        let reason = "no huge pages of 2 MiB in the pool";
+        writeln!(std::io::stderr(), "SKIP {test}: {reason}").unwrap();
+        return;
+    };
+    let small = memfd(1, 9);
+    for at in [0, 1, 511, 512, 1000] {
+        let error = bench
+            .window
+            .replace(pages(at, 1), &source(&small), ReadWrite)
+            .unwrap_err();
+        assert!(matches!(error, Error::HugePageCut { .. }), "{error}");
+        bench.window.unmap(pages(at, 1)).unwrap_err();
+    }
+    assert_eq!(bench.window.mappings().len(), 1);
+    // A cut between huge pages, in a batch that fails: the mapping is put back whole.
+    let half = vm_remap::PageRange::new(0, 2 << 20).unwrap();
+    let socket = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    let batch = vm_remap::Batch::new()
+        .unmap(half)
+        .map(pages(0, 1), &source(&socket), ReadOnly);
+    bench.window.commit(&batch).unwrap_err();
+    assert_eq!(bench.window.mappings()[0].range(), range);
+    let batch = vm_remap::Batch::new()
+        .unmap(half)
+        .map(pages(1, 1), &source(&small), ReadOnly);
+    bench.window.commit(&batch).unwrap();
+    assert_eq!(bench.window.mappings().len(), 2);
+}

@@ -183,3 +183,20 @@ fn memslot_registers_host_memory_where_it_lies() {
     assert_eq!(&seen(&bench)[..2], [Some(5), None]);
     assert_eq!(bench.window.counters().fallbacks, 0);
 }
+
+#[test]
+fn shared_host_memory_gets_the_protection_that_was_asked_for() {
+    let own = Own::anonymous(1, MapFlags::SHARED);
+    let bench = open(Fixed);
+    bench
+        .window
+        .map(pages(0, 1), &own.source(), vm_remap::Protection::ReadOnly)
+        .unwrap();
+    let address = bench.window.lookup(BASE).unwrap().host_address;
+    assert_eq!(protection(address).as_deref(), Some("r--s"));
+    assert_eq!(
+        protection(own.0.addr() as u64).as_deref(),
+        Some("rw-s"),
+        "the original"
+    );
+}

@@ -323,3 +323,66 @@ fn precise_zap_that_is_not_offered_is_reported_and_not_an_error() {
     let bench = open_with(WindowOptions::new(BASE, 16 * PAGE).zap(Zap::Precise));
     assert_eq!(bench.window.zap(), Zap::All);
 }
+
+#[test]
+fn invalidate_roots_whose_slot_stays_poisons_and_never_frees_its_memory() {
+    let bench = open(Fixed);
+    let fd = memfd(1, 1);
+    bench
+        .window
+        .map(pages(0, 1), &source(&fd), ReadWrite)
+        .unwrap();
+    let address = bench.window.lookup(BASE).unwrap().host_address;
+    bench
+        .recorder
+        .fail_unregister_of(GuestAddress(BASE.0 + 16 * PAGE));
+    let error = bench.window.invalidate_roots(OnWorkers::Allow).unwrap_err();
+    assert_eq!(error.state_after(), StateAfter::Poisoned);
+    let refused = bench
+        .window
+        .map(pages(4, 1), &source(&fd), ReadWrite)
+        .unwrap_err();
+    assert!(matches!(refused, Error::Poisoned), "{refused}");
+    bench.window.close().unwrap_err();
+    assert_eq!(protection(address).as_deref(), Some("rw-s"));
+}
+
+#[test]
+fn relocate_that_leaves_a_slot_stuck_poisons_and_never_frees_its_memory() {
+    let bench = open(Fixed);
+    let fd = memfd(4, 1);
+    bench
+        .window
+        .map(pages(14, 4), &source(&fd), ReadWrite)
+        .unwrap();
+    let address = bench
+        .window
+        .lookup(GuestAddress(BASE.0 + 14 * PAGE))
+        .unwrap()
+        .host_address;
+    let new = GuestAddress(8 << 30);
+    bench
+        .recorder
+        .fail_register_of(GuestAddress(new.0 + 16 * PAGE));
+    bench.recorder.fail_unregister_of(new);
+    let error = bench.window.relocate(new).unwrap_err();
+    assert_eq!(error.state_after(), StateAfter::Poisoned);
+    bench.window.close().unwrap_err();
+    assert_eq!(protection(address).as_deref(), Some("rw-s"));
+}
+
+#[test]
+fn a_hypervisor_that_panics_costs_the_memory_and_nothing_else() {
+    let bench = open(Fixed);
+    let fd = memfd(1, 1);
+    bench
+        .window
+        .map(pages(0, 1), &source(&fd), ReadWrite)
+        .unwrap();
+    let address = bench.window.lookup(BASE).unwrap().host_address;
+    bench.recorder.panic_on_unregister();
+    let window = bench.window;
+    let closed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| window.close()));
+    closed.unwrap_err();
+    assert_eq!(protection(address).as_deref(), Some("rw-s"));
+}
