@@ -1,0 +1,291 @@
+//! Owns one run: what is prepared once, and the boot of each profile.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{IsTerminal, Write, stdin, stdout};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::binaries::{self, Binary};
+use crate::channel::Event;
+use crate::initramfs::{Initramfs, Settings};
+use crate::machine::{Ending, Machine, Threads};
+use crate::modules::{Module, Modules};
+use crate::packages::{Package, Store, ensure_tool};
+use crate::profile::{self, Profile, Step, Steps};
+use crate::progress;
+use crate::results::Results;
+use crate::tally::Tally;
+
+/// What all profiles share.
+#[derive(Debug)]
+pub(crate) struct Lab {
+    /// This folder of the source tree.
+    source: PathBuf,
+    /// Where everything is written.
+    folder: PathBuf,
+    store: Store,
+    busybox: PathBuf,
+    binaries: Vec<Binary>,
+    steps: Steps,
+    /// What to run instead of the steps.
+    command: Vec<String>,
+    /// How often QEMU itself died.
+    pub(crate) crashes: u32,
+}
+
+/// What one profile's run came to.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) tally: Tally,
+    /// The exit status of the command, if one was given and it ended.
+    pub(crate) status: Option<i32>,
+}
+
+impl Lab {
+    /// Builds and fetches what every profile needs.
+    pub(crate) fn prepare(source: &Path, command: Vec<String>) -> Result<Self> {
+        let root = source
+            .ancestors()
+            .nth(2)
+            .context("cannot find the workspace above the lab")?;
+        let folder = root.join("target/lab");
+        ensure_tool("qemu-system-x86_64", "qemu-system-x86")?;
+        ensure_tool("setpriv", "util-linux")?;
+        let store = Store::open(folder.join("packages"))?;
+        let busybox = store.newest("busybox-static")?.root.join("bin/busybox");
+        let steps = profile::read_steps(source)?;
+        let binaries = binaries::build(root, &folder.join("build"), &steps)?;
+        Ok(Self {
+            source: source.to_owned(),
+            folder,
+            store,
+            busybox,
+            binaries,
+            steps,
+            command,
+            crashes: 0,
+        })
+    }
+
+    /// Boots `profile` and runs the steps or the command in it.
+    pub(crate) fn run(&mut self, profile: &Profile) -> Result<Outcome> {
+        let name = &profile.name;
+        let results = self.folder.join("results");
+        let folder = results.join(name);
+        fs::create_dir_all(&results)
+            .with_context(|| format!("cannot create {}", results.display()))?;
+        let lock = lock(&results.join(format!("{name}.lock")), name)?;
+        if folder.exists() {
+            fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot empty {}", folder.display()))?;
+        }
+        fs::create_dir(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+
+        let package = self.store.newest(&profile.package)?;
+        let release = package.name.trim_start_matches("linux-image-").to_owned();
+        let modules = self.modules(profile, &package, &release)?;
+        let token = token();
+        let steps = self.plan(profile);
+        let interactive = !self.command.is_empty() && stdin().is_terminal();
+        let initramfs = folder.join("initramfs.cpio");
+        self.archive(profile, &token, modules, &steps, interactive)?
+            .write(&initramfs)?;
+        let mut machine = Machine {
+            profile,
+            kernel: package.root.join(format!("boot/vmlinuz-{release}")),
+            initramfs,
+            folder: &folder,
+            token: &token,
+            threads: Threads::Multi,
+            interactive,
+        };
+        progress::line(&format!("{name}: booting {release} ({})", package.version));
+        let outcome = self.boot(&mut machine, &steps);
+        // Large, and made anew by each run.
+        fs::remove_file(&machine.initramfs)?;
+        lock.unlock()?;
+        outcome
+    }
+
+    /// Boots once, or twice if QEMU itself dies.
+    fn boot(&mut self, machine: &mut Machine<'_>, steps: &[Step]) -> Result<Outcome> {
+        let name = &machine.profile.name;
+        loop {
+            let mut results = Results::new(name, machine.folder, steps.to_vec());
+            let start = Instant::now();
+            let live = !self.command.is_empty() && !machine.interactive;
+            let ending = machine.run(&mut |event| {
+                hear(name, start, live, &event)?;
+                results.take(event)
+            })?;
+            let console = machine.console();
+            let why = match ending {
+                Ending::Done => None,
+                Ending::Hung(seconds) => Some(format!("the machine hung ({seconds} s are over)")),
+                Ending::Panicked(words) => Some(format!("its kernel panicked: {words}")),
+                Ending::Stopped => Some("the machine reset or stopped by itself".to_owned()),
+                Ending::Crashed(words) => {
+                    self.crashes = self.crashes.saturating_add(1);
+                    let kept = console.with_file_name("console-crashed.log");
+                    if machine.threads == Threads::Multi {
+                        fs::rename(&console, &kept)?;
+                        progress::line(&format!(
+                            "{name}: QEMU crashed ({words}); trying once more with one thread; \
+                             its console is kept in {}",
+                            kept.display()
+                        ));
+                        machine.threads = Threads::Single;
+                        continue;
+                    }
+                    Some(format!("QEMU crashed twice ({words})"))
+                }
+            };
+            if let Some(why) = why {
+                progress::line(&format!(
+                    "{name}: {why}; its console: {}",
+                    console.display()
+                ));
+                results.abandon(&why)?;
+                results.status = None;
+            }
+            return Ok(Outcome {
+                tally: results.tally,
+                status: results.status,
+            });
+        }
+    }
+
+    /// The steps of a run, as data.
+    fn plan(&self, profile: &Profile) -> Vec<Step> {
+        if !self.command.is_empty() {
+            return vec![Step {
+                name: "command".to_owned(),
+                command: self.command.clone(),
+                stdout: None,
+                timeout_s: profile.timeout_s,
+                is_test: false,
+            }];
+        }
+        let tests = self
+            .binaries
+            .iter()
+            .filter(|binary| binary.is_test && !self.steps.deny_tests.contains(&binary.name));
+        tests
+            .map(|binary| Step {
+                name: binary.name.clone(),
+                command: vec![binary.name.clone()],
+                stdout: None,
+                timeout_s: self.steps.test_timeout_s,
+                is_test: true,
+            })
+            .chain(self.steps.commands.iter().cloned())
+            .collect()
+    }
+
+    fn archive(
+        &self,
+        profile: &Profile,
+        token: &str,
+        modules: Vec<Module>,
+        steps: &[Step],
+        interactive: bool,
+    ) -> Result<Initramfs> {
+        let settings = Settings {
+            token,
+            profile: &profile.name,
+            hugepages: profile.hugepages,
+        };
+        let mut archive = Initramfs::new(&self.busybox, &settings)?;
+        archive.modules(modules);
+        for binary in &self.binaries {
+            archive.binary(binary)?;
+        }
+        if interactive {
+            archive.talk(&self.command);
+        } else {
+            archive.steps(steps);
+        }
+        Ok(archive)
+    }
+
+    fn modules(&self, profile: &Profile, package: &Package, release: &str) -> Result<Vec<Module>> {
+        let folder = package.root.join("lib/modules").join(release);
+        let mut modules = Modules::below(&folder, self.busybox.clone())?;
+        if let Some(variant) = &profile.variant {
+            let built = self.variant(variant, package, release)?;
+            modules.replace(built.join("kvm.ko"))?;
+            modules.replace(built.join("kvm-amd.ko"))?;
+        }
+        modules.in_order(&profile.modules)
+    }
+
+    /// Has the KVM of `variant` built, and returns where it lies.
+    fn variant(&self, variant: &str, package: &Package, release: &str) -> Result<PathBuf> {
+        let builder = self.source.join("kvm-variant/build");
+        ensure!(
+            builder.is_file(),
+            "cannot build the KVM variant {variant}: {} is missing",
+            builder.display()
+        );
+        let folder = self.folder.join("variants").join(variant).join(release);
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        progress::line(&format!("building the KVM variant {variant} for {release}"));
+        let status = Command::new(&builder)
+            .arg(variant)
+            .arg(&folder)
+            .env("LAB_KERNEL_RELEASE", release)
+            .env("LAB_KERNEL_VERSION", &package.version)
+            .status()
+            .with_context(|| format!("cannot run {}", builder.display()))?;
+        ensure!(
+            status.success(),
+            "cannot build the KVM variant {variant} for {release} ({status}): {} says why above",
+            builder.display()
+        );
+        Ok(folder)
+    }
+}
+
+/// Tells people what the machine told, and shows a command's output.
+fn hear(name: &str, start: Instant, live: bool, event: &Event) -> Result<()> {
+    match event {
+        Event::Ready { release, tdp_mmu } => progress::line(&format!(
+            "{name}: {release} is up after {:.1} s, tdp_mmu={tdp_mmu}",
+            start.elapsed().as_secs_f64()
+        )),
+        Event::Begin(step) if !live => progress::line(&format!("{name}: {step} ...")),
+        Event::Output(bytes) if live => {
+            let mut out = stdout().lock();
+            out.write_all(bytes)?;
+            out.flush()?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Keeps a second run from using the same folder.
+fn lock(path: &Path, name: &str) -> Result<File> {
+    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("cannot run {name}: another run of it is under way; wait for its end")
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// A word that no output is likely to hold.
+fn token() -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos());
+    format!("lab{:x}x{now:x}", std::process::id())
+}
