@@ -27,7 +27,12 @@ pub(crate) struct Binary {
 /// Builds the command and the integration tests.
 pub(crate) fn build(root: &Path, folder: &Path, steps: &Steps) -> Result<Vec<Binary>> {
     progress::line("building the command and the tests, linked statically");
-    let mut binaries = named(&cargo(root, folder, &["build", "--bins"], steps)?);
+    let mut binaries = named(&cargo(
+        root,
+        folder,
+        &["build", "--bins", "--all-features"],
+        steps,
+    )?);
     binaries.retain(|binary| !binary.is_test);
     let tests = ["test", "--no-run", "--all-features", "--tests"];
     let tests = named(&cargo(root, folder, &tests, steps)?);
@@ -76,10 +81,10 @@ struct Target {
     kind: Vec<String>,
 }
 
-/// The commands and integration tests among cargo's messages. Where two share
-/// a name, the later one gets its package's name in front.
+/// The commands and integration tests among cargo's messages, by name. Those
+/// that share a name get their package's name in front.
 fn named(messages: &str) -> Vec<Binary> {
-    let mut binaries: Vec<Binary> = Vec::new();
+    let mut found = Vec::new();
     for line in messages.lines() {
         let Ok(Message {
             executable: Some(path),
@@ -92,20 +97,29 @@ fn named(messages: &str) -> Vec<Binary> {
         let is = |wanted: &str| kind.iter().any(|kind| kind == wanted);
         // A command's unit tests are of the kind `bin` too, and have a hash.
         let is_command = is("bin") && path.file_name().is_some_and(|file| file == &*name);
-        if !is("test") && !is_command {
-            continue;
+        if is("test") || is_command {
+            let is_test = is("test");
+            found.push((
+                package_id,
+                Binary {
+                    name,
+                    path,
+                    is_test,
+                },
+            ));
         }
-        let name = if binaries.iter().any(|other| other.name == name) {
-            format!("{}-{name}", package_name(&package_id))
-        } else {
-            name
-        };
-        binaries.push(Binary {
-            name,
-            path,
-            is_test: is("test"),
-        });
     }
+    let names: Vec<_> = found.iter().map(|(_, found)| found.name.clone()).collect();
+    let mut binaries: Vec<_> = found
+        .into_iter()
+        .map(|(id, mut binary)| {
+            if names.iter().filter(|name| **name == binary.name).count() > 1 {
+                binary.name = format!("{}-{}", package_name(&id), binary.name);
+            }
+            binary
+        })
+        .collect();
+    binaries.sort_by(|a, b| a.name.cmp(&b.name));
     binaries
 }
 
@@ -174,9 +188,9 @@ mod tests {
         assert_eq!(
             found,
             [
-                ("vm-remap".to_owned(), "/t/vm-remap".into(), false),
-                ("live".to_owned(), "/t/deps/live-1a".into(), true),
-                ("plugin-live".to_owned(), "/t/deps/live-2b".into(), true)
+                ("cli-live".to_owned(), "/t/deps/live-1a".into(), true),
+                ("plugin-live".to_owned(), "/t/deps/live-2b".into(), true),
+                ("vm-remap".to_owned(), "/t/vm-remap".into(), false)
             ]
         );
     }

@@ -16,8 +16,11 @@ use crate::modules::{Module, Modules};
 use crate::packages::{Package, Store, ensure_tool};
 use crate::profile::{self, Profile, Step, Steps};
 use crate::progress;
-use crate::results::Results;
+use crate::results::{COMMAND, Results};
 use crate::tally::Tally;
+
+/// A command is stopped this long before its machine is taken to hang.
+const MARGIN_S: u64 = 30;
 
 /// What all profiles share.
 #[derive(Debug)]
@@ -151,6 +154,10 @@ impl Lab {
                 results.abandon(&why)?;
                 results.status = None;
             }
+            if self.command.is_empty() {
+                let folder = machine.folder.display();
+                progress::line(&format!("{name}: {}; results: {folder}", results.tally));
+            }
             return Ok(Outcome {
                 tally: results.tally,
                 status: results.status,
@@ -162,10 +169,10 @@ impl Lab {
     fn plan(&self, profile: &Profile) -> Vec<Step> {
         if !self.command.is_empty() {
             return vec![Step {
-                name: "command".to_owned(),
+                name: COMMAND.to_owned(),
                 command: self.command.clone(),
                 stdout: None,
-                timeout_s: profile.timeout_s,
+                timeout_s: profile.timeout_s.saturating_sub(MARGIN_S).max(1),
                 is_test: false,
             }];
         }

@@ -82,7 +82,7 @@ impl Machine<'_> {
         port: &mut File,
         take: &mut dyn FnMut(Event) -> Result<()>,
     ) -> Result<Ending> {
-        let start = Instant::now();
+        let mut start = Instant::now();
         let mut channel = Channel::new(self.token);
         let mut limit = Duration::from_secs(self.profile.boot_timeout_s);
         let mut done = None;
@@ -94,7 +94,10 @@ impl Machine<'_> {
             for event in channel.feed(&bytes) {
                 match event {
                     Event::Done => done = Some(Instant::now()),
-                    Event::Ready { .. } => limit = Duration::from_secs(self.profile.timeout_s),
+                    Event::Ready { .. } => {
+                        start = Instant::now();
+                        limit = Duration::from_secs(self.profile.timeout_s);
+                    }
                     _ => {}
                 }
                 take(event)?;
@@ -198,7 +201,8 @@ impl Machine<'_> {
             return Ok(Ending::Stopped);
         }
         let log = fs::read_to_string(self.folder.join("qemu.log")).unwrap_or_default();
-        let last = log.lines().last().unwrap_or("it said nothing").to_owned();
+        let mut words = log.lines().filter(|line| !line.contains("warning: "));
+        let last = words.next_back().unwrap_or("it said nothing").to_owned();
         let silent = fs::metadata(self.console()).map_or(true, |console| console.len() == 0);
         if silent && status.signal().is_none() {
             bail!("cannot start the machine (QEMU: {status}): {last}");

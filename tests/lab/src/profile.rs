@@ -27,7 +27,9 @@ pub(crate) struct Profile {
     pub(crate) modules: Vec<String>,
     pub(crate) hugepages: u32,
     pub(crate) cmdline: String,
+    /// How long the machine may take until its first step.
     pub(crate) boot_timeout_s: u64,
+    /// How long all its steps may take.
     pub(crate) timeout_s: u64,
 }
 

@@ -11,6 +11,9 @@ use crate::profile::Step;
 use crate::progress;
 use crate::tally::{Tally, signal, tally};
 
+/// The name of the step that runs a person's own command.
+pub(crate) const COMMAND: &str = "command";
+
 /// What is known of one boot so far.
 #[derive(Debug)]
 pub(crate) struct Results {
@@ -122,7 +125,10 @@ impl Results {
             }
             text.push_str(&format!("; see {}", path.display()));
         }
-        self.say(&text);
+        // A command's output and status speak for themselves.
+        if name != COMMAND || signal(status).is_some() {
+            self.say(&text);
+        }
         self.tally.count(counts);
         Ok(())
     }
@@ -170,7 +176,7 @@ fn complaints(dmesg: &str) -> usize {
         .lines()
         .filter(|line| {
             [
-                "WARNING: ",
+                "WARNING: CPU",
                 "BUG: ",
                 "Oops: ",
                 "rcu_sched self-detected stall",
