@@ -240,7 +240,9 @@ impl Lab {
         let folder = self.folder.join("variants").join(variant).join(release);
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
-        progress::line(&format!("building the KVM variant {variant} for {release}"));
+        progress::line(&format!(
+            "preparing the KVM variant {variant} for {release}"
+        ));
         let status = Command::new(&builder)
             .arg(variant)
             .arg(&folder)
