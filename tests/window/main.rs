@@ -1,0 +1,27 @@
+//! Owns the proof that a window keeps its promises to a real guest: on this host's KVM, a vCPU in
+//! ring 3 reads and writes what the window puts before it. Never asserts on time: counts and
+//! bytes only, so that it holds under emulation as well.
+
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "tests compute with small figures of their own"
+)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[expect(
+    dead_code,
+    reason = "slots without a window are for the guest's own tests"
+)]
+#[path = "../guest_support/mod.rs"]
+mod guest_support;
+mod support;
+
+mod bytes;
+mod failure;
+mod gap;
+mod host_memory;
+mod hugetlb;
+mod lifecycle;
+mod threads;
+mod translations;
