@@ -47,7 +47,8 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         if let Some(total) = self.restore {
-            fs::write(format!("{POOL}/nr_hugepages"), total.to_string()).unwrap();
+            let put_back = fs::write(format!("{POOL}/nr_hugepages"), total.to_string());
+            assert!(put_back.is_ok() || std::thread::panicking(), "{put_back:?}");
         }
     }
 }

@@ -5,11 +5,12 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use vm_remap::Protection::ReadOnly;
 use vm_remap::{BackendKind, GuestAddress, PageRange, SlotNumbers, Source, Window, WindowOptions};
-use vm_remap_cli::guest::{Access, GpaRange, Guest, PAGE};
+use vm_remap_cli::guest::{Access, GpaRange, Guest, GuestConfig, PAGE};
 
 use crate::guest_support::{self, MIB, SLOT, wait_for};
 
@@ -50,9 +51,17 @@ pub(crate) fn open_with(
     options: WindowOptions,
     numbers: Range<u32>,
 ) -> Option<Bench> {
+    keep_one_guest();
     let guest = guest_support::open(test, vcpus, Some(REACH))?;
     let window = window_in(&guest, options, numbers);
     Some(Bench { window, guest })
+}
+
+/// Keeps a guest to the end: the kernel patches its own code when the first VM comes and when the
+/// last one goes (static keys), and an emulator with a thread for each CPU can trip over that.
+fn keep_one_guest() {
+    static KEPT: OnceLock<Option<Guest>> = OnceLock::new();
+    KEPT.get_or_init(|| Guest::open(&GuestConfig::default()).ok());
 }
 
 pub(crate) fn window_in(guest: &Guest, options: WindowOptions, numbers: Range<u32>) -> Window {
@@ -129,6 +138,19 @@ impl Blob {
 
     pub(crate) fn source(&self) -> Source<'_> {
         Source::descriptor(self.file.as_fd(), 0)
+    }
+}
+
+/// Whether KVM has a memslot at a guest address: it takes no second one there.
+pub(crate) fn has_slot(guest: &Guest, gpa: u64) -> bool {
+    let place = WindowOptions::new(GuestAddress(gpa), PAGE).backend(BackendKind::Memslot);
+    let probe = window_in(guest, place, MORE_NUMBERS);
+    match probe.map(pages(0, 1), &Source::anonymous(), ReadOnly) {
+        Ok(()) => false,
+        Err(error) => {
+            assert_eq!(error.errno(), libc::EEXIST, "{error}");
+            true
+        }
     }
 }
 
