@@ -389,3 +389,6 @@ impl Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

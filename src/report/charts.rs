@@ -215,8 +215,13 @@ impl Log {
         (-3..=7_i32)
             .filter(|&power| (self.low..=self.high).contains(&f64::from(power)))
             .map(|power| {
-                let value = 10_f64.powi(power);
-                (value, format!("{value}"))
+                // Every figure stands at its bar, so the scale can be short: 10000 is 10k.
+                let (shown, unit) = match power {
+                    6.. => (power.saturating_sub(6), "M"),
+                    3.. => (power.saturating_sub(3), "k"),
+                    _ => (power, ""),
+                };
+                (10_f64.powi(power), format!("{}{unit}", 10_f64.powi(shown)))
             })
             .collect()
     }
@@ -236,7 +241,7 @@ mod tests {
             .into_iter()
             .map(|(_, label)| label)
             .collect();
-        assert_eq!(labels, ["1", "10", "100", "1000", "10000"]);
+        assert_eq!(labels, ["1", "10", "100", "1k", "10k"]);
         assert!(scale.place(6.2) > LEFT && scale.place(1410.7) < LOG_RIGHT);
         assert_eq!(scale.place(0.0), LEFT);
     }

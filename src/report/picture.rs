@@ -101,9 +101,9 @@ fn names(canvas: &Canvas<'_>, rows: &[Row]) -> anyhow::Result<()> {
 
 fn work_bar(row: &Row) -> Bar {
     let value = row.rival.and_then(|rival| rival.work_kept);
-    // The floor has no memslot, so no guest that could lose work.
+    // No guest uses what the floor maps, so none can lose work.
     let note = if row.name == "bare" {
-        "no memslot, no guest"
+        "no memslot"
     } else {
         row.absent
     };

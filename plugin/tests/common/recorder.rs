@@ -23,6 +23,7 @@ struct State {
     fail_unregister: Option<GuestAddress>,
     fail_next_register: bool,
     panic_on_unregister: bool,
+    offers_precise_zap: bool,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +52,10 @@ impl Recorder {
 
     pub fn fail_next_register(&self) {
         self.state().fail_next_register = true;
+    }
+
+    pub fn offer_precise_zap(&self) {
+        self.state().offers_precise_zap = true;
     }
 
     pub fn panic_on_unregister(&self) {
@@ -86,6 +91,10 @@ unsafe impl SlotProvider for Recorder {
         state.live.push(*slot);
         state.live.sort_by_key(|slot| slot.guest_address());
         Ok(())
+    }
+
+    fn enable_precise_zap(&self) -> io::Result<bool> {
+        Ok(self.state().offers_precise_zap)
     }
 
     fn unregister(&self, slot: &Slot) -> io::Result<()> {

@@ -319,6 +319,23 @@ fn invalidate_roots_without_a_free_page_asks_for_a_scratch_page() {
 }
 
 #[test]
+fn invalidate_roots_is_refused_where_precise_zap_makes_it_empty() {
+    let recorder = std::sync::Arc::new(crate::recorder::Recorder::default());
+    recorder.offer_precise_zap();
+    let window = WindowOptions::new(BASE, 16 * PAGE)
+        .zap(Zap::Precise)
+        .open(
+            std::sync::Arc::clone(&recorder) as _,
+            vm_remap::SlotNumbers::new(8..16),
+        )
+        .unwrap();
+    assert_eq!(window.zap(), Zap::Precise);
+    let error = window.invalidate_roots(OnWorkers::Allow).unwrap_err();
+    assert!(matches!(error, Error::PreciseZap), "{error}");
+    assert!(recorder.events().is_empty());
+}
+
+#[test]
 fn precise_zap_that_is_not_offered_is_reported_and_not_an_error() {
     let bench = open_with(WindowOptions::new(BASE, 16 * PAGE).zap(Zap::Precise));
     assert_eq!(bench.window.zap(), Zap::All);
