@@ -1,0 +1,203 @@
+//! Owns the tests of the command as a user meets it: exit codes, what is written where, Ctrl-C.
+//! Never measures for the figures' sake.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests compute with small figures and fail where they cannot go on"
+)]
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// A bench that is over in about a second on a fast host.
+const SHORT: [&str; 9] = [
+    "bench",
+    "--duration",
+    "1",
+    "--rounds",
+    "1",
+    "--working-set",
+    "4M",
+    "--blob",
+    "64K",
+];
+
+fn vm_remap(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vm-remap"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    vm_remap(arguments).output().unwrap()
+}
+
+fn has_kvm(test: &str) -> bool {
+    let opened = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm");
+    if let Err(error) = &opened {
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "SKIP {test}: cannot open /dev/kvm: {error}").unwrap();
+    }
+    opened.is_ok()
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = value
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    keys.sort_unstable();
+    keys
+}
+
+#[test]
+fn wrong_options_end_with_2_and_say_what_is_wrong() {
+    for (arguments, text) in [
+        (&["bench", "--blob", "100"][..], "must be a multiple of 4K"),
+        (&["bench", "--rate", "0"], "0 is not in 1..=100000"),
+        (
+            &["bench", "--vcpus", "1000"],
+            "it must be a number from 1 to 64",
+        ),
+        (&["bench", "--nonsense"], "unexpected argument '--nonsense'"),
+        (&["doctor", "--jsn"], "a similar argument exists: '--json'"),
+        (&["nonsense"], "unrecognized subcommand 'nonsense'"),
+    ] {
+        let output = run(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(text), "{arguments:?}: {said}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn doctor_says_as_json_what_its_exit_code_says() {
+    let output = run(&["doctor", "--json"]);
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let expected = match found["verdict"].as_str().unwrap() {
+        "usable" => 0,
+        "warnings" => 1,
+        "unusable" => 2,
+        other => panic!("unknown verdict {other}"),
+    };
+    assert_eq!(output.status.code(), Some(expected));
+    assert!(found["findings"].as_array().unwrap().len() > 5);
+}
+
+#[test]
+fn completions_and_manual_page_are_written() {
+    for arguments in [
+        &["completions", "bash"][..],
+        &["completions", "zsh"],
+        &["man"],
+    ] {
+        let output = run(arguments);
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stdout).contains("vm-remap"));
+    }
+}
+
+#[test]
+fn bench_writes_json_page_and_picture() {
+    if !has_kvm("bench_writes_json_page_and_picture") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (json, html, svg) = (file("b.json"), file("b.html"), file("b.svg"));
+    let mut arguments = SHORT.to_vec();
+    arguments.extend(["--json", &json, "--html", &html, "--svg", &svg]);
+    let output = run(&arguments);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(String::from_utf8_lossy(&output.stdout).contains("memslot-precise"));
+    contract(&serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap());
+    for page in [html, svg] {
+        assert!(std::fs::metadata(Path::new(&page)).unwrap().len() > 1000);
+    }
+}
+
+/// The promises of the JSON that hold on every host, whatever it measures.
+fn contract(report: &Value) {
+    assert_eq!(report["complete"], true);
+    assert_eq!(
+        keys(&report["backends"]),
+        ["bare", "fixed", "memslot", "memslot-precise", "plain"]
+    );
+    for name in ["memslot", "plain", "fixed", "bare"] {
+        for operation in ["map_us", "replace_us", "unmap_us"] {
+            let quantiles = &report["backends"][name][operation];
+            assert_eq!(
+                keys(quantiles),
+                ["max", "n", "p50", "p99"],
+                "{name} {operation}"
+            );
+            assert!(quantiles["p50"].as_f64().unwrap() > 0.0);
+            assert!(quantiles["n"].as_u64().unwrap() > 0);
+        }
+    }
+    for name in ["plain", "fixed"] {
+        let rival = &report["backends"][name];
+        assert_eq!(rival["slot_calls_per_op"].as_f64(), Some(0.0));
+        assert_eq!(rival["gap_exits"].as_u64(), Some(0), "{name}");
+        assert_eq!(rival["gap_stale_reads"].as_u64(), Some(0), "{name}");
+        assert!(rival["gap_replaces"].as_u64().unwrap() > 0);
+        assert!(rival["work_kept"].as_f64().unwrap() > 0.0);
+    }
+    let memslot = &report["backends"]["memslot"];
+    assert_eq!(memslot["slot_calls_per_op"].as_f64(), Some(1.0));
+    assert_eq!(memslot["gap_stale_reads"].as_u64(), Some(0));
+}
+
+#[test]
+fn bench_that_is_interrupted_shows_what_it_has() {
+    if !has_kvm("bench_that_is_interrupted_shows_what_it_has") {
+        return;
+    }
+    let mut arguments = vec![
+        "bench",
+        "--duration",
+        "600",
+        "--rounds",
+        "1000",
+        "--json",
+        "-",
+    ];
+    arguments.extend(["--working-set", "4M"]);
+    let child = vm_remap(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+    // Long enough for the command to have set its signal handler; the run takes an hour.
+    std::thread::sleep(Duration::from_secs(3));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["complete"], false);
+}
+
+#[test]
+fn bench_that_cannot_write_its_file_says_so() {
+    if !has_kvm("bench_that_cannot_write_its_file_says_so") {
+        return;
+    }
+    let mut arguments = SHORT.to_vec();
+    arguments.extend(["--html", "/nonexistent/b.html"]);
+    let output = run(&arguments);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("cannot write /nonexistent/b.html"), "{said}");
+}
