@@ -52,7 +52,8 @@ pub fn main() -> ExitCode {
             .map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
-        log::error!("{error:#}");
+        // There is nobody left to tell when the standard error is closed.
+        writeln!(std::io::stderr(), "vm-remap: {error:#}").unwrap_or_default();
         ExitCode::from(1)
     })
 }
