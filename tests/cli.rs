@@ -199,5 +199,8 @@ fn bench_that_cannot_write_its_file_says_so() {
     let output = run(&arguments);
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("vm-remap: cannot write /nonexistent/b.html"), "{said}");
+    assert!(
+        said.contains("vm-remap: cannot write /nonexistent/b.html"),
+        "{said}"
+    );
 }

@@ -379,6 +379,34 @@ impl Error {
         code.raw_os_error()
     }
 
+    /// The same failure, known to have left `state` behind.
+    pub(crate) fn with_state(self, state: StateAfter) -> Self {
+        match self {
+            Self::Place { range, source, .. } => Self::Place {
+                range,
+                state,
+                source,
+            },
+            Self::Slot {
+                verb,
+                number,
+                guest,
+                len,
+                source,
+                ..
+            } => Self::Slot {
+                verb,
+                number,
+                guest,
+                len,
+                state,
+                source,
+            },
+            _ if state == StateAfter::Poisoned => Self::Poisoned,
+            other => other,
+        }
+    }
+
     /// What the failure left behind in the range that the call was about.
     #[must_use]
     pub fn state_after(&self) -> StateAfter {

@@ -133,7 +133,11 @@ impl SlotTable {
                     .take(done)
                     .rev()
                     .all(|e| self.unregister(*e).is_ok());
-                return Err(poisoned_unless(undone, error));
+                return Err(if undone {
+                    error
+                } else {
+                    error.with_state(StateAfter::Poisoned)
+                });
             }
         }
         Ok(())
@@ -148,7 +152,11 @@ impl SlotTable {
                     .take(done)
                     .rev()
                     .all(|e| self.register(*e).is_ok());
-                return Err(poisoned_unless(undone, error));
+                return Err(if undone {
+                    error
+                } else {
+                    error.with_state(StateAfter::Poisoned)
+                });
             }
         }
         Ok(())
@@ -167,7 +175,11 @@ impl SlotTable {
             }
             self.base = old;
             let undone = self.register_all(&all).is_ok();
-            return Err(poisoned_unless(undone, error));
+            return Err(if undone {
+                error
+            } else {
+                error.with_state(StateAfter::Poisoned)
+            });
         }
         Ok(())
     }
@@ -201,7 +213,7 @@ impl SlotTable {
         self.provide(&slot)?;
         if let Err(source) = self.provider.unregister(&slot) {
             self.stuck.push(slot);
-            return Err(poisoned_unless(false, failure("unregister", &slot, source)));
+            return Err(failure("unregister", &slot, source).with_state(StateAfter::Poisoned));
         }
         self.deleted = self.deleted.saturating_add(1);
         self.returned.push(number);
@@ -285,28 +297,6 @@ fn failure(verb: &'static str, slot: &Slot, source: io::Error) -> Error {
         len,
         state: StateAfter::Unchanged,
         source,
-    }
-}
-
-/// Marks a failure that could not be undone.
-fn poisoned_unless(undone: bool, error: Error) -> Error {
-    match error {
-        Error::Slot {
-            verb,
-            number,
-            guest,
-            len,
-            source,
-            ..
-        } if !undone => Error::Slot {
-            verb,
-            number,
-            guest,
-            len,
-            state: StateAfter::Poisoned,
-            source,
-        },
-        other => other,
     }
 }
 

@@ -205,24 +205,7 @@ impl State {
         }
         self.slots
             .register_all(&plan.after)
-            .map_err(|error| match error {
-                Error::Slot {
-                    verb,
-                    number,
-                    guest,
-                    len,
-                    source,
-                    ..
-                } => Error::Slot {
-                    verb,
-                    number,
-                    guest,
-                    len,
-                    state: StateAfter::Hole,
-                    source,
-                },
-                other => other,
-            })
+            .map_err(|error| error.with_state(StateAfter::Hole))
     }
 
     fn plan(&self, shared: &Shared, undos: &[Undo]) -> Plan {
@@ -334,7 +317,7 @@ impl State {
             holes().try_for_each(|hole| shared.arena.punch(hole).map_err(|refused| (hole, refused)))
         };
         match put_back.and_then(|()| punched()) {
-            Ok(()) => with_state(error, StateAfter::Unchanged),
+            Ok(()) => error.with_state(StateAfter::Unchanged),
             Err((range, refused)) => refusal(
                 range,
                 &Refused {
@@ -355,7 +338,7 @@ impl State {
             log::warn!("cannot put the memslots back: {second}");
         }
         self.poison();
-        with_state(error, StateAfter::Poisoned)
+        error.with_state(StateAfter::Poisoned)
     }
 
     /// Takes the whole window away from the guest, as far as the hypervisor lets it.
@@ -434,32 +417,5 @@ fn refusal(range: PageRange, refused: &Refused) -> Error {
         range,
         state: refused.state,
         source: refused.errno.into(),
-    }
-}
-
-fn with_state(error: Error, state: StateAfter) -> Error {
-    match error {
-        Error::Place { range, source, .. } => Error::Place {
-            range,
-            state,
-            source,
-        },
-        Error::Slot {
-            verb,
-            number,
-            guest,
-            len,
-            source,
-            ..
-        } => Error::Slot {
-            verb,
-            number,
-            guest,
-            len,
-            state,
-            source,
-        },
-        _ if state == StateAfter::Poisoned => Error::Poisoned,
-        other => other,
     }
 }
