@@ -6,7 +6,11 @@
 //! its own and the hole after it. The windows count theirs at that worst; what else the process
 //! has is counted when a window opens, now and then, and again before anything is refused.
 
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::atomic::{AtomicIsize, Ordering};
+
+use super::{HIGH, LOW};
 
 use crate::error::Error;
 use crate::host;
@@ -119,17 +123,29 @@ impl Areas {
     }
 
     fn count_others(&self) {
-        if let Ok(now) = host::mapped_areas() {
-            let now = isize::try_from(now).unwrap_or(isize::MAX);
-            let windows = WINDOWS.load(Ordering::Relaxed);
-            // Where the windows use less than their worst, the rest is not known to be free.
-            self.others
-                .store(now.saturating_sub(windows).max(0), Ordering::Relaxed);
+        if let Ok((all, others)) = File::open("/proc/self/maps").and_then(count) {
+            self.others.store(others, Ordering::Relaxed);
             // Counting reads a line for each area.
             self.until_count
-                .store((now / 4).saturating_add(256), Ordering::Relaxed);
+                .store((all / 4).saturating_add(256), Ordering::Relaxed);
         }
     }
+}
+
+/// How many areas there are, and how many of them lie where no arena does. An arena that found no
+/// place of its own counts as well: too many rather than too few.
+fn count(maps: impl Read) -> io::Result<(isize, isize)> {
+    let (mut all, mut others) = (0_isize, 0_isize);
+    for line in BufReader::new(maps).split(b'\n') {
+        let line = line?;
+        let start = line.split(|byte| *byte == b'-').next().unwrap_or_default();
+        let start = std::str::from_utf8(start).ok();
+        let start = start.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let of_an_arena = start.is_some_and(|start| (LOW..HIGH).contains(&start));
+        all = all.saturating_add(1);
+        others = others.saturating_add(isize::from(!of_an_arena));
+    }
+    Ok((all, others))
 }
 
 /// Areas that are needed for a while; given back when dropped.
@@ -178,6 +194,14 @@ mod tests {
         areas.take(1, Need::Cut, range).unwrap_err();
         areas.take(-1, Need::Map, range).unwrap();
         areas.give_back(-1);
+    }
+
+    #[test]
+    fn areas_of_arenas_are_not_counted_as_others() {
+        let maps = b"400000-401000 r-xp 0 0 0 /x\n\
+            050000000000-050000001000 ---p 0 0 0 \n\
+            7f0000000000-7f0000001000 rw-p 0 0 0 /memfd:\xff\n";
+        assert_eq!(count(maps.as_slice()).unwrap(), (3, 2));
     }
 
     #[test]

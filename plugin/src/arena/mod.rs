@@ -194,6 +194,10 @@ impl Arena {
 
     /// What a refusal left behind. Most come before the kernel has unmapped anything; a gap is
     /// filled at once, but never over a stranger's memory that has got there first.
+    ///
+    /// A stranger that fills all of a gap before the look at it is not seen. That takes a kernel
+    /// that fails after the unmap, which the callers have excluded as far as it is known, and an
+    /// `mmap(NULL)` that picks an arena, which comes last ([`LOW`]).
     fn after(&self, range: PageRange, errno: Errno) -> Refused {
         if !self.has_gap(range) {
             return Refused {

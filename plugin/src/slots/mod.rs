@@ -70,7 +70,11 @@ impl Slot {
 /// The memory of a slot may be given back, and reused for anything, once `unregister` has
 /// returned `Ok` for it: from then on the hypervisor must not touch it on behalf of the guest, on
 /// any vCPU. An implementation that cannot promise that returns an error, and the window then
-/// never gives the memory back.
+/// never gives the memory back. Likewise, once `register` has returned an error for a slot, the
+/// hypervisor must not touch its memory. After a panic in either, the window takes the slot for
+/// registered.
+///
+/// Both are called under the window's lock: they must not call back into the window.
 #[expect(
     unsafe_code,
     reason = "the window frees memory on the word of the implementor"

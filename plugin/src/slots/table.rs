@@ -191,10 +191,16 @@ impl SlotTable {
         for extent in all {
             first = first.and(self.unregister(extent));
         }
-        for slot in std::mem::take(&mut self.stuck) {
-            if let Err(source) = self.provider.unregister(&slot) {
-                first = first.and(Err(failure("unregister", &slot, source)));
-                self.stuck.push(slot);
+        let mut at = 0;
+        while let Some(slot) = self.stuck.get(at).copied() {
+            match self.provider.unregister(&slot) {
+                Ok(()) => {
+                    self.stuck.remove(at);
+                }
+                Err(source) => {
+                    first = first.and(Err(failure("unregister", &slot, source)));
+                    at = at.saturating_add(1);
+                }
             }
         }
         first
@@ -210,11 +216,16 @@ impl SlotTable {
             host,
             read_only: false,
         };
-        self.provide(&slot)?;
+        // Stuck until it is known to be gone.
+        self.stuck.push(slot);
+        if let Err(error) = self.provide(&slot) {
+            self.stuck.pop();
+            return Err(error);
+        }
         if let Err(source) = self.provider.unregister(&slot) {
-            self.stuck.push(slot);
             return Err(failure("unregister", &slot, source).with_state(StateAfter::Poisoned));
         }
+        self.stuck.pop();
         self.deleted = self.deleted.saturating_add(1);
         self.returned.push(number);
         Ok(())
@@ -251,9 +262,13 @@ impl SlotTable {
             host: extent.host,
             read_only: extent.read_only,
         };
-        self.provide(&slot)?;
+        // Known before it is registered: a hypervisor that panics may have registered it.
         self.by_start.insert(start, (extent, slot));
-        Ok(())
+        let provided = self.provide(&slot);
+        if provided.is_err() {
+            self.by_start.remove(&start);
+        }
+        provided
     }
 
     /// Registers a slot with a number that `take_number` gave; a failure gives it back.

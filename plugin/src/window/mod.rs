@@ -277,15 +277,28 @@ impl Window {
     /// poisoned where the hypervisor refused even that.
     pub fn relocate(&self, base: GuestAddress) -> Result<(), Error> {
         check_base(base, self.shared.geometry.window.len())?;
+        self.with_slots(|slots| slots.relocate(base))
+    }
+
+    /// Makes slot calls that a failure, or a panic of the hypervisor, can leave half-done.
+    fn with_slots(
+        &self,
+        calls: impl FnOnce(&mut SlotTable) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let mut state = self.state();
         if state.poisoned {
             return Err(Error::Poisoned);
         }
-        let moved = state.slots.relocate(base);
-        if moved.as_ref().is_err_and(is_poisoning) {
+        state.poisoned = true;
+        let called = calls(&mut state.slots);
+        state.poisoned = false;
+        if called
+            .as_ref()
+            .is_err_and(|error| error.state_after() == StateAfter::Poisoned)
+        {
             state.poison();
         }
-        moved
+        called
     }
 
     /// Unregisters every memslot of the window and gives its address space back. Dropping a
@@ -331,19 +344,19 @@ impl Window {
                 evidence: report.evidence.clone(),
             });
         }
-        let mut state = self.state();
-        if state.poisoned {
-            return Err(Error::Poisoned);
-        }
-        let host = self.shared.arena.address(0);
-        let own = state.slots.free_page(self.shared.geometry.window);
-        let own = own.and_then(|offset| state.slots.base().checked_add(offset));
-        let page = own.or(self.scratch).ok_or(Error::NoScratchPage)?;
-        let flashed = state.slots.flash(page, host, PAGE_SIZE);
-        if flashed.as_ref().is_err_and(is_poisoning) {
-            state.poison();
-        }
-        flashed.map(|()| report.mode)
+        let window = self.shared.geometry.window;
+        self.with_slots(|slots| {
+            // Each page of the window lies over its own part of the arena; a scratch page, over
+            // the first.
+            let own = slots.free_page(window);
+            let guest = match own {
+                Some(offset) => slots.base().checked_add(offset),
+                None => self.scratch,
+            };
+            let host = self.shared.arena.address(own.unwrap_or(0));
+            slots.flash(guest.ok_or(Error::NoScratchPage)?, host, PAGE_SIZE)
+        })?;
+        Ok(report.mode)
     }
 
     /// What is mapped at a guest address, if anything.
@@ -454,11 +467,6 @@ impl Window {
         // A change that did not come to its end has poisoned the window itself.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether a failure leaves a window that can only be closed.
-fn is_poisoning(error: &Error) -> bool {
-    error.state_after() == StateAfter::Poisoned
 }
 
 impl Drop for Window {

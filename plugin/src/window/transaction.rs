@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::counters::count;
 use super::prepare::{Placement, Prepared};
 use super::shared::Shared;
-use crate::arena::areas::Need;
+use crate::arena::areas::{Need, Room};
 use crate::arena::{Refused, Staged};
 use crate::error::{Error, StateAfter};
 use crate::layout::{Layout, Mapping, Origin, Undo};
@@ -42,11 +42,11 @@ struct Plan {
     after: Vec<Extent>,
 }
 
-/// A second mapping of memory that a batch is about to cover.
-#[derive(Debug)]
-struct Saved {
-    range: PageRange,
-    staged: Staged,
+/// Second mappings of memory that a batch is about to cover, and the room that they take.
+#[derive(Debug, Default)]
+struct Saved<'a> {
+    mappings: Vec<(PageRange, Staged)>,
+    _room: Option<Room<'a>>,
 }
 
 /// How a change that fails after memory has changed is recovered from.
@@ -69,65 +69,79 @@ impl State {
             return Err(Error::Poisoned);
         }
         let saved = match on_failure {
-            OnFailure::Hole => Vec::new(),
+            OnFailure::Hole => Saved::default(),
             OnFailure::PutBack => self.save(shared, &changes)?,
         };
-        let mappings_before = self.layout.len();
+        let before = self.layout.len();
         let undos = self.enter(&changes)?;
-        let added = self
-            .layout
-            .len()
-            .wrapping_sub(mappings_before)
-            .cast_signed();
-        if let Err(error) = take_areas(shared, added, &changes) {
+        // What is unmapped is given back when it is gone.
+        let charged = self.added_since(before).max(0);
+        if let Err(error) = take_areas(shared, charged, &changes) {
             self.leave(undos);
             return Err(error);
         }
         // Whatever a hypervisor that panics leaves behind, nobody goes on with.
         self.poisoned = true;
-        let made = self.make(shared, changes, &undos);
-        self.poisoned = false;
-        made.map_err(|error| {
-            let spans = spans(&undos);
-            let error = match on_failure {
-                OnFailure::Hole => self.recover_as_hole(shared, undos, error),
-                OnFailure::PutBack => self.put_back(shared, undos, saved, error),
-            };
-            let now = self
-                .layout
-                .len()
-                .wrapping_sub(mappings_before)
-                .cast_signed();
-            shared.areas.give_back(added.saturating_sub(now));
-            let settled = match error.state_after() {
-                // Nothing must come over memory that is not known.
-                StateAfter::Poisoned => Ok(()),
-                _ => self.settle(shared, &spans),
-            };
-            self.judge(error, settled)
-        })
+        let mut placed = false;
+        let result = self
+            .make(shared, changes, &undos, &mut placed)
+            .map_err(|error| {
+                let spans = spans(&undos);
+                let error = match on_failure {
+                    _ if !placed => {
+                        self.leave(undos);
+                        error
+                    }
+                    OnFailure::Hole => self.recover_as_hole(shared, undos, error),
+                    OnFailure::PutBack => self.put_back(shared, undos, saved, error),
+                };
+                let settled = match error.state_after() {
+                    // Nothing must come over memory that is not known.
+                    StateAfter::Poisoned => Ok(()),
+                    _ => self.settle(shared, &spans),
+                };
+                self.judge(error, settled)
+            });
+        let added = self.added_since(before);
+        shared.areas.give_back(charged.saturating_sub(added));
+        let poisons = |error: &Error| error.state_after() == StateAfter::Poisoned;
+        self.poisoned = result.as_ref().is_err_and(poisons);
+        result
+    }
+
+    /// How many mappings there are more than `before`.
+    fn added_since(&self, before: usize) -> isize {
+        self.layout.len().wrapping_sub(before).cast_signed()
     }
 
     /// Second mappings of everything that the changes touch, each once and whole: a part of a
     /// mapping can be less than a huge page.
-    fn save(&self, shared: &Shared, changes: &[Prepared<'_>]) -> Result<Vec<Saved>, Error> {
+    fn save<'a>(&self, shared: &'a Shared, changes: &[Prepared<'_>]) -> Result<Saved<'a>, Error> {
         let touched: BTreeMap<u64, &Mapping> = changes
             .iter()
             .flat_map(|change| self.layout.overlapping(change.range))
             .filter(|old| old.in_place().is_none())
             .map(|old| (old.range.start(), old))
             .collect();
+        let Some(first) = touched.values().next() else {
+            return Ok(Saved::default());
+        };
+        let room = shared.areas.room_for(touched.len(), first.range)?;
         let save = |old: &Mapping| {
             let range = old.range;
             match save_one(shared, old) {
-                Ok(staged) => Ok(Saved { range, staged }),
+                Ok(staged) => Ok((range, staged)),
                 Err(errno) => Err(Error::Stage {
                     range,
                     source: errno.into(),
                 }),
             }
         };
-        touched.into_values().map(save).collect()
+        let mappings = touched.into_values().map(save).collect::<Result<_, _>>()?;
+        Ok(Saved {
+            mappings,
+            _room: Some(room),
+        })
     }
 
     /// Enters the changes into the layout, all or none.
@@ -194,12 +208,14 @@ impl State {
         shared: &Shared,
         changes: Vec<Prepared<'_>>,
         undos: &[Undo],
+        placed: &mut bool,
     ) -> Result<(), Error> {
         let plan = self.plan(shared, undos);
         let added = plan.before.len().saturating_add(plan.after.len());
         self.slots.has_room(added, plan.delete.len())?;
         self.slots.unregister_all(&plan.delete)?;
         self.slots.register_all(&plan.before)?;
+        *placed = true;
         for (change, undo) in changes.into_iter().zip(undos) {
             place(shared, change, undo)?;
         }
@@ -297,12 +313,22 @@ impl State {
         &mut self,
         shared: &Shared,
         undos: Vec<Undo>,
-        saved: Vec<Saved>,
+        saved: Saved<'_>,
         error: Error,
     ) -> Error {
         let ranges: Vec<PageRange> = undos.iter().map(Undo::range).collect();
         self.leave(undos);
-        let put_back = saved.into_iter().try_for_each(|Saved { range, staged }| {
+        if matches!(
+            error,
+            Error::Place {
+                state: StateAfter::Poisoned,
+                ..
+            }
+        ) {
+            // A stranger's memory may lie in the arena: nothing is put over it.
+            return error;
+        }
+        let put_back = saved.mappings.into_iter().try_for_each(|(range, staged)| {
             shared
                 .arena
                 .place(range, staged)
@@ -380,36 +406,34 @@ fn save_one(shared: &Shared, old: &Mapping) -> rustix::io::Result<Staged> {
 /// Makes one change of memory.
 fn place(shared: &Shared, change: Prepared<'_>, undo: &Undo) -> Result<(), Error> {
     let range = change.range;
-    let placed = match change.placement {
+    let refused = |refused: Refused| refusal(range, &refused);
+    match change.placement {
         Placement::Staged(staged) => {
+            shared.arena.place(range, staged).map_err(refused)?;
             count(&shared.tally.staged);
-            shared.arena.place(range, staged)
         }
         Placement::Direct {
             fd,
             offset,
             protection,
         } => {
-            count(&shared.tally.direct);
             let placed = shared.arena.place_directly(range, fd, offset, protection);
-            if matches!(&placed, Err(refused) if refused.errno == Errno::ACCESS) {
-                return Err(access_refused(fd, range, protection));
-            }
-            placed
+            placed.map_err(|refused| match (refused.errno, refused.state) {
+                (Errno::ACCESS, StateAfter::Unchanged) => access_refused(fd, range, protection),
+                _ => refusal(range, &refused),
+            })?;
+            count(&shared.tally.direct);
         }
         Placement::Hole => {
+            if undo.before().iter().any(|old| old.in_place().is_none()) {
+                shared.arena.punch(range).map_err(refused)?;
+            }
             if change.mapping.is_some() && shared.backend.slots_rest() {
                 count(&shared.tally.fallbacks);
             }
-            let in_arena = undo.before().iter().any(|old| old.in_place().is_none());
-            if in_arena {
-                shared.arena.punch(range)
-            } else {
-                Ok(())
-            }
         }
-    };
-    placed.map_err(|refused| refusal(range, &refused))
+    }
+    Ok(())
 }
 
 fn refusal(range: PageRange, refused: &Refused) -> Error {
