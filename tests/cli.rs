@@ -28,7 +28,13 @@ const SHORT: [&str; 9] = [
 ];
 
 fn vm_remap(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vm-remap"));
+    // The lab has it on the path, and not where it was built.
+    let built = Path::new(env!("CARGO_BIN_EXE_vm-remap"));
+    let mut command = Command::new(if built.exists() {
+        built
+    } else {
+        Path::new("vm-remap")
+    });
     command.args(arguments).stdin(Stdio::null());
     command
 }
