@@ -5,3 +5,4 @@ pub mod cli;
 pub mod doctor;
 pub mod guest;
 pub mod report;
+pub mod whozaps;

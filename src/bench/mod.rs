@@ -216,7 +216,7 @@ fn backends(contenders: &[Contender]) -> Backends {
     }
 }
 
-fn describe(guest: Option<&Guest>) -> anyhow::Result<Host> {
+pub(crate) fn describe(guest: Option<&Guest>) -> anyhow::Result<Host> {
     let guest = guest.context("cannot describe the host: no rival could be set up")?;
     let survey = Survey::default();
     let tdp_mmu = match survey.tdp_mmu().state {

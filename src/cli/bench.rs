@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::{self, Options};
-use crate::report;
+use crate::{report, whozaps};
 
 /// What a shell gives a command that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
@@ -53,6 +53,11 @@ pub(super) struct Arguments {
     /// Write the results as one picture
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// Instead: which tasks on which CPUs do KVM's zap work (needs root and tracefs)
+    #[arg(long, conflicts_with_all = [
+        "blob", "rate", "working_set", "vcpus", "duration", "rounds", "quick", "html", "svg"
+    ])]
+    who_zaps: bool,
 }
 
 impl Arguments {
@@ -97,6 +102,9 @@ fn vcpus(text: &str) -> Result<usize, String> {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    if arguments.who_zaps {
+        return who_zaps(arguments.json.as_deref());
+    }
     let options = arguments.options();
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -121,6 +129,27 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::from(INTERRUPTED)
     })
+}
+
+/// No second Ctrl-C ends this one hard: what was set up in the kernel has to be taken back.
+fn who_zaps(json: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    let Some(result) = whozaps::run(&stop)? else {
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+    let to_stdout = json == Some(Path::new("-"));
+    if to_stdout {
+        super::write(format!("{}\n", result.json()?).as_bytes())?;
+    } else {
+        super::write(result.text().as_bytes())?;
+    }
+    if let Some(path) = json.filter(|_| !to_stdout) {
+        save(path, &format!("{}\n", result.json()?))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn progress_bar(turns: u64) -> ProgressBar {
