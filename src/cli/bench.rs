@@ -20,7 +20,8 @@ const PAGE: u64 = 4096;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Sizes take the suffixes K, M and G (binary).\n\nExit codes: 0 measured, 1 could \
-                  not measure, 2 wrong options, 130 interrupted (what was measured is shown)."
+                  not measure, 2 wrong options, 130 interrupted (what was measured is shown, but \
+                  not of --who-zaps)."
 )]
 pub(super) struct Arguments {
     /// Size of the blob that is mapped and unmapped
@@ -53,7 +54,8 @@ pub(super) struct Arguments {
     /// Write the results as one picture
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Instead: which tasks on which CPUs do KVM's zap work (needs root and tracefs)
+    /// Instead: which tasks on which CPUs do KVM's zap work. Needs root and tracefs, and counts for
+    /// the whole machine: stop other virtual machines meanwhile
     #[arg(long, conflicts_with_all = [
         "blob", "rate", "working_set", "vcpus", "duration", "rounds", "quick", "html", "svg"
     ])]
@@ -133,8 +135,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// No second Ctrl-C ends this one hard: what was set up in the kernel has to be taken back.
 fn who_zaps(json: Option<&Path>) -> anyhow::Result<ExitCode> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     let Some(result) = whozaps::run(&stop)? else {

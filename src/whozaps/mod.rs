@@ -9,6 +9,8 @@ mod hist;
 mod jitter;
 mod measure;
 mod result;
+#[cfg(test)]
+mod sample;
 mod scheduling;
 mod stage;
 mod table;

@@ -142,3 +142,91 @@ impl WhoZaps {
         table::text(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::sample;
+    use super::*;
+
+    fn json(result: &WhoZaps) -> Value {
+        serde_json::from_str(&result.json().unwrap()).unwrap()
+    }
+
+    fn keys(value: &Value) -> Vec<&str> {
+        let keys = value.as_object().unwrap().keys();
+        let mut keys: Vec<_> = keys.map(String::as_str).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    #[test]
+    fn json_has_the_contract_keys_measured_or_not() {
+        for result in [sample::workers(), sample::untraced()] {
+            let value = json(&result);
+            assert_eq!(keys(&value), ["who_zaps"]);
+            let all = [
+                "caller",
+                "host",
+                "invalidate_roots",
+                "jitter",
+                "memslot_delete",
+                "note",
+                "remap",
+                "window_pages",
+                "workers_left",
+            ];
+            assert_eq!(keys(&value["who_zaps"]), all);
+            let operation = [
+                "by_caller",
+                "flush_requests",
+                "held",
+                "roots",
+                "roots_twice",
+                "shadow_pages",
+                "sptes",
+                "tasks",
+                "translations_lost",
+                "zap_all_fast",
+            ];
+            for (name, _) in result.operations() {
+                assert_eq!(keys(&value["who_zaps"][name]), operation, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn json_of_what_was_not_measured_is_null_and_never_0() {
+        let value = json(&sample::untraced());
+        let delete = &value["who_zaps"]["memslot_delete"];
+        assert!(
+            delete["sptes"].is_null() && delete["held"].is_null(),
+            "{delete}"
+        );
+        assert_eq!(delete["tasks"], Value::Array(Vec::new()));
+        assert!(value["who_zaps"]["jitter"].is_null());
+    }
+
+    #[test]
+    fn json_names_tasks_phases_and_shares() {
+        let value = json(&sample::workers());
+        let value = &value["who_zaps"];
+        let task = &value["memslot_delete"]["tasks"][0];
+        assert_eq!(keys(task), ["cpus", "name", "sptes", "tid"]);
+        assert_eq!(task["cpus"], serde_json::json!([0, 1]));
+        assert_eq!(value["memslot_delete"]["by_caller"], 0.0);
+        assert_eq!(value["remap"]["held"], true);
+        let phase = &value["jitter"]["memslot_delete"];
+        assert_eq!(
+            keys(phase),
+            [
+                "missed",
+                "operations",
+                "wakeups",
+                "worst_us",
+                "zap_all_fast"
+            ]
+        );
+    }
+}

@@ -171,3 +171,57 @@ fn list(cpus: &[u64]) -> String {
     let cpus: Vec<String> = cpus.iter().map(u64::to_string).collect();
     cpus.join(",")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn text_fits_100_columns() {
+        for result in [sample::workers(), sample::untraced()] {
+            for line in text(&result).lines() {
+                assert!(line.chars().count() <= 100, "{line}");
+                assert_eq!(line, line.trim_end());
+            }
+        }
+    }
+
+    #[test]
+    fn text_names_each_task_with_its_own_figure() {
+        let text = text(&sample::workers());
+        let line = |start: &str| {
+            let mut lines = text
+                .lines()
+                .map(|line| line.split_whitespace().collect::<Vec<_>>());
+            lines
+                .find(|words| words.join(" ").starts_with(start))
+                .unwrap()
+        };
+        let delete = [
+            "memslot",
+            "delete",
+            "kworker/u4:0",
+            "0,1",
+            "6150",
+            "0",
+            "%",
+            "no",
+        ];
+        assert_eq!(line("memslot delete")[..8], delete);
+        assert_eq!(line("kworker/u4:1"), ["kworker/u4:1", "1", "7"]);
+        assert_eq!(
+            line("remap")[1..6],
+            ["caller-1234567", "1", "256", "100", "%"]
+        );
+        assert_eq!(line("worker threads").last(), Some(&"1"));
+    }
+
+    #[test]
+    fn text_of_an_untraced_host_says_why() {
+        let text = text(&sample::untraced());
+        assert!(text.contains("note    no TDP MMU here"), "{text}");
+        assert!(text.contains("for the VM: -"), "{text}");
+        assert!(!text.contains("timer on CPU"), "{text}");
+    }
+}
