@@ -129,7 +129,7 @@ impl Trace {
         for event in [ENTRIES, WHOLE_VM] {
             trace.trigger(event.path, event.trigger).with_context(|| {
                 format!(
-                    "cannot count the event {}; this needs a kernel from 5.17 on with \
+                    "cannot count the event {}; this needs a KVM with a TDP MMU and a kernel with \
                      CONFIG_HIST_TRIGGERS",
                     event.path
                 )
