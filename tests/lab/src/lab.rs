@@ -189,6 +189,7 @@ impl Lab {
                 is_test: true,
             })
             .chain(self.steps.commands.iter().cloned())
+            .filter(|step| profile.only.is_empty() || profile.only.contains(&step.name))
             .collect()
     }
 

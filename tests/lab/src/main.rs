@@ -118,14 +118,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn defaults_are_the_stock_kernels() {
+    fn defaults_are_all_kernels_and_the_newest_for_a_command() {
         let source = Path::new(env!("CARGO_MANIFEST_DIR"));
         let names = |line: &[&str]| -> Vec<String> {
             let args = Args::try_parse_from(line).unwrap();
             let profiles = profiles(source, &args).unwrap();
             profiles.into_iter().map(|profile| profile.name).collect()
         };
-        assert_eq!(names(&["run"]), ["6.1", "6.12"]);
+        assert_eq!(names(&["run"]), ["6.1", "6.12", "cured", "worker"]);
         assert_eq!(names(&["run", "--", "sh"]), ["6.12"]);
         let line = ["run", "--kernel", "worker", "--kernel", "6.1", "--", "sh"];
         assert_eq!(names(&line), ["worker", "6.1"]);

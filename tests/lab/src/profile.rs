@@ -20,6 +20,9 @@ pub(crate) struct Profile {
     /// Whether a run without `--kernel` includes it.
     #[serde(default)]
     pub(crate) default: bool,
+    /// The tests and steps that run without a command; all of them where empty.
+    #[serde(default)]
+    pub(crate) only: Vec<String>,
     pub(crate) cpu: String,
     pub(crate) smp: u32,
     pub(crate) memory_mib: u32,
@@ -132,7 +135,14 @@ mod tests {
             assert!(profile.cpu.contains("+npt"), "{name}");
             assert!(profile.modules.contains(&"kvm-amd".to_owned()), "{name}");
             assert!(profile.boot_timeout_s <= profile.timeout_s, "{name}");
-            assert_eq!(profile.default, profile.variant.is_none(), "{name}");
+            assert!(profile.default, "{name}");
+            // A name that is misspelt would run nothing, and nobody would see it.
+            let commands = read_steps(lab()).unwrap().commands;
+            for only in &profile.only {
+                let step = commands.iter().any(|step| step.name == *only);
+                let test = lab().join(format!("../{only}.rs")).exists();
+                assert!(step || test, "{name}: {only}");
+            }
         }
     }
 
