@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use vm_remap::host::ZapMode;
-use vm_remap_cli::doctor::examine;
+use vm_remap_cli::doctor::{Verdict, examine};
 
 #[test]
 fn doctor_knows_who_zaps_on_each_kernel_of_the_lab() {
@@ -17,6 +17,15 @@ fn doctor_knows_who_zaps_on_each_kernel_of_the_lab() {
             return writeln!(stderr, "SKIP {name}: this is no kernel of the lab").unwrap();
         }
     };
-    let zap = examine(Path::new("/")).zap;
-    assert_eq!(zap.mode, expected, "{}", zap.evidence);
+    let examination = examine(Path::new("/"));
+    assert_eq!(
+        examination.zap.mode, expected,
+        "{}",
+        examination.zap.evidence
+    );
+    let verdict = match expected {
+        ZapMode::Worker => Verdict::Warnings,
+        _ => Verdict::Usable,
+    };
+    assert_eq!(examination.verdict, verdict, "{:?}", examination.findings);
 }
