@@ -23,7 +23,10 @@ const FLOORS: [&[&str]; 5] = [
 
 /// Crates that belong to adapters, with the files of the library that are adapters.
 const ADAPTED: [&str; 4] = ["kvm_ioctls", "kvm_bindings", "vm_memory", "vhost"];
-const ADAPTERS: [&str; 1] = ["plugin/src/slots/kvm.rs"];
+const ADAPTERS: [&str; 2] = [
+    "plugin/src/slots/kvm.rs",
+    "plugin/src/slots/kvm_prefault.rs",
+];
 
 const LICENCES: [&str; 12] = [
     "MIT",

@@ -232,6 +232,19 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The pages could not be brought in before the mapping was put in place: the file has lost
+    /// them (`EFAULT`), or the host has no memory for them.
+    #[error(
+        "cannot bring in the pages for {range}: nothing has changed; look whether the source still \
+         has them all, or map it without prefault"
+    )]
+    Prefault {
+        /// The range asked for.
+        range: PageRange,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel did not put the mapping, or the hole, in its place.
     #[error("cannot put memory in place at {range}: {state}")]
     Place {
@@ -360,6 +373,7 @@ impl Error {
             Self::Poisoned => Errno::IO,
             Self::Inspect { source, .. }
             | Self::Stage { source, .. }
+            | Self::Prefault { source, .. }
             | Self::Place { source, .. }
             | Self::Reserve { source, .. }
             | Self::Slot { source, .. }

@@ -55,8 +55,11 @@ pub use error::{Error, StateAfter};
 pub use layout::record::{LayoutRecord, MappingRecord};
 pub use layout::{Mapping, Origin};
 pub use range::{GuestAddress, PAGE_SIZE, PageRange};
+#[cfg(feature = "kvm")]
+pub use slots::kvm_prefault::KvmSlots;
 pub use slots::{Slot, SlotNumbers, SlotProvider};
 pub use source::descriptor::DescriptorKind;
+pub use source::prefault::Prefault;
 pub use source::{Protection, Source};
 pub use window::batch::Batch;
 pub use window::counters::Counters;

@@ -11,6 +11,9 @@ pub const PAGE_SIZE: u64 = 4096;
 /// 1 GiB, the largest size of memory that x86 page tables, and KVM's, can map with one entry.
 pub(crate) const HUGE_1G: u64 = 1 << 30;
 
+/// 2 MiB, the size below that.
+pub(crate) const HUGE_2M: u64 = 2 << 20;
+
 /// A guest-physical address, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestAddress(pub u64);

@@ -113,9 +113,7 @@ impl Guest {
             ram.store(gpa, value)?;
         }
         ram.write(CODE, &program::code_page()?)?;
-        let cpuid = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(GuestError::kvm("ask which CPUID leaves KVM supports"))?;
+        let cpuid = supported_cpuid(&kvm)?;
         let vcpus = (0..config.vcpus)
             .map(|index| Vcpu::new(index, &vm, &cpuid, &ram, layout.doorbell()))
             .collect::<Result<_, _>>()?;
@@ -139,6 +137,21 @@ impl Guest {
     #[must_use]
     pub const fn vm(&self) -> &Arc<VmFd> {
         &self.vm
+    }
+
+    /// A vCPU that no thread runs, with the CPUID of the others, to fill their translations with.
+    ///
+    /// # Errors
+    /// [`GuestError::Kvm`]; also for a second one, since there is one id for it.
+    pub fn spare_vcpu(&self) -> Result<VcpuFd, GuestError> {
+        let cpuid = supported_cpuid(&self.kvm)?;
+        let fd = self
+            .vm
+            .create_vcpu(self.vcpus.len() as u64)
+            .map_err(GuestError::kvm("create a spare vCPU"))?;
+        fd.set_cpuid2(&cpuid)
+            .map_err(GuestError::kvm("give the spare vCPU its CPUID"))?;
+        Ok(fd)
     }
 
     /// Where everything lies.
@@ -300,6 +313,11 @@ impl Vcpu {
         let thread = VcpuThread::spawn(index, fd, Arc::clone(ram), doorbell)?;
         Ok(Self { thread, stats })
     }
+}
+
+fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, GuestError> {
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(GuestError::kvm("ask which CPUID leaves KVM supports"))
 }
 
 /// CPUID first: KVM checks the registers against it.

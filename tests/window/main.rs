@@ -23,5 +23,6 @@ mod gap;
 mod host_memory;
 mod hugetlb;
 mod lifecycle;
+mod prefault;
 mod threads;
 mod translations;

@@ -9,7 +9,9 @@ use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vm_remap::Protection::ReadOnly;
-use vm_remap::{BackendKind, GuestAddress, PageRange, SlotNumbers, Source, Window, WindowOptions};
+use vm_remap::{
+    BackendKind, GuestAddress, KvmSlots, PageRange, SlotNumbers, Source, Window, WindowOptions,
+};
 use vm_remap_cli::guest::{Access, GpaRange, Guest, GuestConfig, PAGE};
 
 use crate::guest_support::{self, MIB, SLOT, wait_for};
@@ -67,6 +69,16 @@ fn keep_one_guest() {
 pub(crate) fn window_in(guest: &Guest, options: WindowOptions, numbers: Range<u32>) -> Window {
     let vm = Arc::clone(guest.vm());
     options.open(vm, SlotNumbers::new(numbers)).unwrap()
+}
+
+/// A guest of one vCPU and a spare one, with a window that can prefault where KVM can.
+pub(crate) fn open_with_spare(test: &str, backend: BackendKind) -> Option<Bench> {
+    keep_one_guest();
+    let guest = guest_support::open(test, 1, Some(REACH))?;
+    let provider = KvmSlots::new(Arc::clone(guest.vm())).spare_vcpu(guest.spare_vcpu().unwrap());
+    let numbers = SlotNumbers::new(NUMBERS);
+    let window = options(backend).open(Arc::new(provider), numbers).unwrap();
+    Some(Bench { window, guest })
 }
 
 /// Guest address of the window's page `page`.

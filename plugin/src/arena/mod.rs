@@ -25,12 +25,12 @@ use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 use rustix::mm::{
-    MapFlags, MprotectFlags, MremapFlags, MsyncFlags, ProtFlags, mmap, mmap_anonymous, mprotect,
-    mremap, mremap_fixed, msync, munmap,
+    Advice, MapFlags, MprotectFlags, MremapFlags, MsyncFlags, ProtFlags, madvise, mmap,
+    mmap_anonymous, mprotect, mremap, mremap_fixed, msync, munmap,
 };
 
 use crate::error::StateAfter;
-use crate::range::{GuestAddress, HUGE_1G, PageRange};
+use crate::range::{GuestAddress, HUGE_1G, HUGE_2M, PageRange};
 use crate::source::Protection;
 
 /// Where arenas go by preference. `mmap(NULL)` takes the highest gap below the stack, or in the
@@ -56,6 +56,26 @@ pub(crate) struct Arena {
 pub(crate) struct Staged {
     address: usize,
     len: usize,
+}
+
+/// Where a staged mapping goes while it waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Site {
+    /// Wherever the kernel likes.
+    Anywhere,
+    /// At an address congruent with this one modulo 2 MiB, if it can be had: pages that are brought
+    /// in there can be huge ones, and the move takes page tables as wholes (Linux: `mm/mremap.c`
+    /// `move_page_tables`).
+    CongruentWith(u64),
+}
+
+/// How pages are brought in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Populate {
+    /// As if each page had been read.
+    Read,
+    /// As if each page had been written.
+    Write,
 }
 
 /// A change that the kernel refused, and what that left behind.
@@ -253,38 +273,34 @@ impl Drop for Arena {
 }
 
 impl Staged {
-    /// Maps `len` bytes of `fd`, wherever the kernel likes.
+    /// Maps `len` bytes of `fd` outside any arena.
     pub(crate) fn descriptor(
         len: u64,
         fd: BorrowedFd<'_>,
         offset: u64,
         protection: Protection,
+        site: Site,
     ) -> rustix::io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
-        let nowhere = std::ptr::null_mut();
+        let hint = hint(len, site)? as *mut c_void;
         // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
-        let mapped = unsafe {
-            mmap(
-                nowhere,
-                len,
-                access(protection),
-                MapFlags::SHARED,
-                fd,
-                offset,
-            )
-        }?;
+        let mapped = unsafe { mmap(hint, len, access(protection), MapFlags::SHARED, fd, offset) }?;
         Ok(Self {
             address: mapped.addr(),
             len,
         })
     }
 
-    /// Maps `len` bytes of fresh memory, wherever the kernel likes.
-    pub(crate) fn anonymous(len: u64, protection: Protection) -> rustix::io::Result<Self> {
+    /// Maps `len` bytes of fresh memory outside any arena.
+    pub(crate) fn anonymous(
+        len: u64,
+        protection: Protection,
+        site: Site,
+    ) -> rustix::io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
-        let nowhere = std::ptr::null_mut();
+        let hint = hint(len, site)? as *mut c_void;
         // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
-        let mapped = unsafe { mmap_anonymous(nowhere, len, access(protection), MapFlags::SHARED) }?;
+        let mapped = unsafe { mmap_anonymous(hint, len, access(protection), MapFlags::SHARED) }?;
         Ok(Self {
             address: mapped.addr(),
             len,
@@ -314,6 +330,19 @@ impl Staged {
         unsafe { mprotect(self.address as *mut c_void, self.len, flags) }
     }
 
+    /// Brings in all pages, without a signal should the file have lost some.
+    pub(crate) fn populate(&self, how: Populate) -> rustix::io::Result<()> {
+        let advice = match how {
+            Populate::Read => Advice::LinuxPopulateRead,
+            Populate::Write => Advice::LinuxPopulateWrite,
+        };
+        rustix::io::retry_on_intr(|| {
+            // SAFETY: the range is this value's own, by rule 1. The kernel fills page tables and
+            // changes no byte of the memory (man page madvise(2), MADV_POPULATE_WRITE).
+            unsafe { madvise(self.address as *mut c_void, self.len, advice) }
+        })
+    }
+
     /// Gives up the claim on the range, which the kernel has moved.
     fn moved_away(mut self) {
         self.len = 0;
@@ -326,6 +355,22 @@ impl Drop for Staged {
             unmap(self.address, self.len);
         }
     }
+}
+
+/// Where to ask the kernel for `len` bytes; 0 leaves it to the kernel. A range that is free now:
+/// should another thread take it, the kernel gives another one.
+fn hint(len: usize, site: Site) -> rustix::io::Result<usize> {
+    let huge = usize::try_from(HUGE_2M).map_err(|_| Errno::NOMEM)?;
+    let target = match site {
+        Site::CongruentWith(target) if len >= huge => target,
+        _ => return Ok(0),
+    };
+    let target = usize::try_from(target).map_err(|_| Errno::NOMEM)?;
+    let room = len.checked_add(huge).ok_or(Errno::NOMEM)?;
+    let address = map_hole(0, room, MapFlags::empty())?;
+    drop(Staged { address, len: room });
+    let before = target.wrapping_sub(address).checked_rem(huge).unwrap_or(0);
+    Ok(address.wrapping_add(before))
 }
 
 /// Maps memory without access at `address`, which is ours where `placement` is `FIXED`.
@@ -428,8 +473,38 @@ mod tests {
     }
 
     #[test]
+    fn a_mapping_that_will_be_filled_is_staged_congruent_with_its_place() {
+        let huge = usize::try_from(HUGE_2M).unwrap();
+        for target in [0, 0x5000, HUGE_2M - PAGE_SIZE, 7 * HUGE_1G + 3 * PAGE_SIZE] {
+            // Another thread of the tests can take the place in between.
+            let congruent = (0..100).any(|_| {
+                let site = Site::CongruentWith(target);
+                let staged = Staged::anonymous(HUGE_2M, Protection::ReadOnly, site).unwrap();
+                staged.address % huge == usize::try_from(target).unwrap() % huge
+            });
+            assert!(congruent, "{target:#x}");
+        }
+    }
+
+    #[test]
+    fn populate_of_pages_that_the_file_has_lost_is_an_error() {
+        let fd = rustix::fs::memfd_create("lost", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&fd, 4 * PAGE_SIZE).unwrap();
+        let staged = |protection| {
+            use std::os::fd::AsFd;
+            Staged::descriptor(4 * PAGE_SIZE, fd.as_fd(), 0, protection, Site::Anywhere).unwrap()
+        };
+        let (written, read) = (staged(Protection::ReadWrite), staged(Protection::ReadOnly));
+        written.populate(Populate::Write).unwrap();
+        read.populate(Populate::Read).unwrap();
+        rustix::fs::ftruncate(&fd, PAGE_SIZE).unwrap();
+        assert_eq!(written.populate(Populate::Write), Err(Errno::FAULT));
+        assert_eq!(read.populate(Populate::Read), Err(Errno::FAULT));
+    }
+
+    #[test]
     fn drop_of_a_staged_mapping_gives_its_range_back() {
-        let staged = Staged::anonymous(PAGE_SIZE, Protection::ReadOnly).unwrap();
+        let staged = Staged::anonymous(PAGE_SIZE, Protection::ReadOnly, Site::Anywhere).unwrap();
         let address = staged.address;
         drop(staged);
         let again = map_hole(address, 4096, MapFlags::FIXED_NOREPLACE).unwrap();

@@ -31,6 +31,15 @@ fn errors() -> Vec<(Error, &'static str, i32)> {
             12,
         ),
         (
+            Error::Prefault {
+                range,
+                source: io(14),
+            },
+            "cannot bring in the pages for 0x1000..0x3000: nothing has changed; look whether the \
+             source still has them all, or map it without prefault",
+            14,
+        ),
+        (
             Error::Place {
                 range,
                 state: StateAfter::Hole,

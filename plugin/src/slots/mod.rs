@@ -3,6 +3,8 @@
 
 #[cfg(feature = "kvm")]
 mod kvm;
+#[cfg(feature = "kvm")]
+pub(crate) mod kvm_prefault;
 #[cfg(test)]
 #[path = "../../tests/common/recorder.rs"]
 #[expect(
@@ -104,6 +106,24 @@ pub unsafe trait SlotProvider: Debug + Send + Sync {
     /// What the hypervisor said, where it offers the switch and refused it.
     fn enable_precise_zap(&self) -> io::Result<bool> {
         Ok(false)
+    }
+
+    /// Whether [`prefault`](Self::prefault) can be expected to work. A window asks once, when it
+    /// opens; `false` by default.
+    fn can_prefault(&self) -> bool {
+        false
+    }
+
+    /// Fills the guest's translations of `len` bytes at `guest`, as if the guest had read each
+    /// page; both are multiples of 4 KiB. It changes nothing that the guest can see but the time
+    /// that it takes. Calls can come from several threads at once.
+    ///
+    /// # Errors
+    /// What the hypervisor said; a part may be filled then. [`io::ErrorKind::Unsupported`] by
+    /// default.
+    fn prefault(&self, guest: GuestAddress, len: u64) -> io::Result<()> {
+        let _ = (guest, len);
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

@@ -3,10 +3,13 @@
 
 pub(crate) mod descriptor;
 pub(crate) mod host_memory;
+pub(crate) mod prefault;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+
+use prefault::Prefault;
 
 /// What the guest may do with a mapping.
 ///
@@ -53,6 +56,7 @@ impl fmt::Display for Protection {
 pub struct Source<'fd> {
     pub(crate) memory: Memory<'fd>,
     pub(crate) label: u64,
+    pub(crate) prefault: Prefault,
 }
 
 /// The three kinds of source.
@@ -131,7 +135,21 @@ impl<'fd> Source<'fd> {
         self
     }
 
+    /// Whether the pages are there before the guest looks; [`Prefault::None`] if not set.
+    ///
+    /// [`Counters::prefaulted`](crate::Counters::prefaulted) and
+    /// [`prefault_fallbacks`](crate::Counters::prefault_fallbacks) count what came of it.
+    #[must_use]
+    pub fn prefault(mut self, prefault: Prefault) -> Self {
+        self.prefault = prefault;
+        self
+    }
+
     fn new(memory: Memory<'fd>) -> Self {
-        Self { memory, label: 0 }
+        Self {
+            memory,
+            label: 0,
+            prefault: Prefault::None,
+        }
     }
 }

@@ -23,6 +23,11 @@ pub struct Counters {
     pub staged: u64,
     /// Mappings that `fixed` could not share and that got a memslot of their own.
     pub fallbacks: u64,
+    /// Mappings whose pages were brought in as [`Prefault`](crate::Prefault) asked.
+    pub prefaulted: u64,
+    /// Mappings that got less than it asked: the host's pages instead of the guest's translations,
+    /// or only some of the pages, or none.
+    pub prefault_fallbacks: u64,
     /// Memslots registered.
     pub slots_registered: u64,
     /// Memslots unregistered.
@@ -46,6 +51,8 @@ pub(crate) struct Tally {
     pub(crate) direct: AtomicU64,
     pub(crate) staged: AtomicU64,
     pub(crate) fallbacks: AtomicU64,
+    pub(crate) prefaulted: AtomicU64,
+    pub(crate) prefault_fallbacks: AtomicU64,
 }
 
 /// Adds one. The order among counters is nobody's business.
@@ -65,6 +72,8 @@ impl Tally {
             direct: value(&self.direct),
             staged: value(&self.staged),
             fallbacks: value(&self.fallbacks),
+            prefaulted: value(&self.prefaulted),
+            prefault_fallbacks: value(&self.prefault_fallbacks),
             ..Counters::default()
         }
     }

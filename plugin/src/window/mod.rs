@@ -1,9 +1,11 @@
 //! Owns the public face: a window, and the operations on it. Never calls the kernel itself: each
 //! operation is prepared (`prepare`) and then carried out under the window's lock (`transaction`).
 
+mod alignment;
 pub(crate) mod batch;
 pub(crate) mod counters;
 pub(crate) mod options;
+mod prefault;
 mod prepare;
 mod shared;
 mod transaction;
@@ -14,6 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use batch::{Batch, Change};
 use counters::{Counters, Tally, count};
 use options::{WindowOptions, Zap, check_base};
+use prefault::Filled;
+use prepare::Prepared;
 use shared::Shared;
 use transaction::{OnFailure, State};
 
@@ -131,7 +135,7 @@ impl WindowOptions {
             }
         };
         let geometry = self.geometry(range, arena.address(0));
-        let slots = SlotTable::new(provider, base, numbers);
+        let slots = SlotTable::new(Arc::clone(&provider), base, numbers);
         let shared = Shared {
             geometry,
             arena,
@@ -139,6 +143,8 @@ impl WindowOptions {
             areas: Areas::new(),
             tally: Tally::default(),
             fallback: self.fallback,
+            guest_prefault: provider.can_prefault(),
+            provider,
         };
         let state = State {
             layout: Layout::default(),
@@ -257,11 +263,19 @@ impl Window {
             [first, _, ..] => Some(self.shared.areas.room_for(changes.len(), first.range())?),
             _ => None,
         };
-        let prepared = changes
+        let prepared: Vec<Prepared<'_>> = changes
             .iter()
             .map(|change| self.shared.prepare(change))
             .collect::<Result<_, _>>()?;
-        self.state().commit(&self.shared, prepared, on_failure)
+        let asked = |change: &&Prepared<'_>| change.filled != Filled::NotAsked;
+        let filled: Vec<(PageRange, Filled)> = prepared
+            .iter()
+            .filter(asked)
+            .map(|change| (change.range, change.filled))
+            .collect();
+        self.state().commit(&self.shared, prepared, on_failure)?;
+        self.finish_prefault(&filled);
+        Ok(())
     }
 
     /// Moves the whole window to another guest address, as when the guest moves a BAR: the one

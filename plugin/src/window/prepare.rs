@@ -8,12 +8,13 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::batch::Change;
+use super::prefault::Filled;
 use super::shared::Shared;
-use crate::arena::Staged;
+use crate::arena::{Site, Staged};
 use crate::error::Error;
 use crate::layout::{Mapping, Origin};
 use crate::range::{PAGE_SIZE, PageRange};
-use crate::source::descriptor::{Descriptor, DescriptorKind};
+use crate::source::descriptor::{Descriptor, DescriptorKind, access_refused};
 use crate::source::host_memory;
 use crate::source::{Memory, Protection, Source};
 
@@ -26,6 +27,8 @@ pub(super) struct Prepared<'fd> {
     /// What the layout will say, `None` for a hole.
     pub(super) mapping: Option<Mapping>,
     pub(super) placement: Placement<'fd>,
+    /// What has come of its prefault so far.
+    pub(super) filled: Filled,
 }
 
 /// What the arena gets.
@@ -60,6 +63,7 @@ impl Shared {
                     into_hole: false,
                     mapping: None,
                     placement,
+                    filled: Filled::NotAsked,
                 });
             }
             Change::Map {
@@ -70,6 +74,7 @@ impl Shared {
             } => (source, protection, false),
         };
         let (placement, origin, keep) = self.stage(range, &source, protection)?;
+        let filled = self.fill(range, &placement, source.prefault, protection)?;
         let mapping = Some(Mapping {
             range,
             protection,
@@ -82,6 +87,7 @@ impl Shared {
             into_hole,
             mapping,
             placement,
+            filled,
         })
     }
 
@@ -95,9 +101,15 @@ impl Shared {
             range,
             source: errno.into(),
         };
+        let fills_host = self.fills_host(source.prefault);
+        let site = if fills_host {
+            Site::CongruentWith(self.arena.address(range.start()))
+        } else {
+            Site::Anywhere
+        };
         match source.memory {
             Memory::Anonymous => {
-                let staged = Staged::anonymous(range.len(), protection).map_err(failed)?;
+                let staged = Staged::anonymous(range.len(), protection, site).map_err(failed)?;
                 Ok((Placement::Staged(staged), Origin::Anonymous, None))
             }
             Memory::Host { address } => {
@@ -119,24 +131,22 @@ impl Shared {
                     inode,
                     offset,
                 };
-                if found.cannot_fail_halfway() {
-                    return Ok((
-                        Placement::Direct {
-                            fd,
-                            offset,
-                            protection,
-                        },
-                        origin,
-                        None,
-                    ));
+                // Pages can only come in before the mapping does where it is made elsewhere.
+                if found.cannot_fail_halfway() && !fills_host {
+                    let direct = Placement::Direct {
+                        fd,
+                        offset,
+                        protection,
+                    };
+                    return Ok((direct, origin, None));
                 }
-                let staged =
-                    Staged::descriptor(range.len(), fd, offset, protection).map_err(failed)?;
-                Ok((
-                    Placement::Staged(staged),
-                    origin,
-                    keep(kind, fd).map_err(failed)?,
-                ))
+                let staged = Staged::descriptor(range.len(), fd, offset, protection, site);
+                let staged = staged.map_err(|errno| match errno {
+                    Errno::ACCESS => access_refused(fd, range, protection),
+                    errno => failed(errno),
+                })?;
+                let keep = keep(kind, fd).map_err(failed)?;
+                Ok((Placement::Staged(staged), origin, keep))
             }
         }
     }

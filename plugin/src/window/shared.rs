@@ -1,10 +1,13 @@
 //! Owns what all calls on a window share without a lock: arena, backend, budget and counting.
 //! Never changes while the window lives.
 
+use std::sync::Arc;
+
 use super::counters::Tally;
 use crate::arena::Arena;
 use crate::arena::areas::Areas;
 use crate::backend::{Backend, Geometry};
+use crate::slots::SlotProvider;
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -14,4 +17,7 @@ pub(super) struct Shared {
     pub(super) areas: Areas,
     pub(super) tally: Tally,
     pub(super) fallback: bool,
+    pub(super) provider: Arc<dyn SlotProvider>,
+    /// Whether it said that it can fill the guest's translations.
+    pub(super) guest_prefault: bool,
 }

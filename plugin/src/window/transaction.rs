@@ -17,7 +17,7 @@ use super::counters::count;
 use super::prepare::{Placement, Prepared};
 use super::shared::Shared;
 use crate::arena::areas::{Need, Room};
-use crate::arena::{Refused, Staged};
+use crate::arena::{Refused, Site, Staged};
 use crate::error::{Error, StateAfter};
 use crate::layout::{Layout, Mapping, Origin, Undo};
 use crate::range::PageRange;
@@ -397,7 +397,8 @@ fn spans(undos: &[Undo]) -> Vec<PageRange> {
 fn save_one(shared: &Shared, old: &Mapping) -> rustix::io::Result<Staged> {
     match (shared.arena.duplicate(old.range), old.origin, &old.keep) {
         (Err(_), Origin::Descriptor { offset, .. }, Some(fd)) => {
-            Staged::descriptor(old.range.len(), fd.as_fd(), offset, old.protection)
+            let (len, site) = (old.range.len(), Site::Anywhere);
+            Staged::descriptor(len, fd.as_fd(), offset, old.protection, site)
         }
         (duplicated, ..) => duplicated,
     }

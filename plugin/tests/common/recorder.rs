@@ -24,6 +24,9 @@ struct State {
     fail_next_register: bool,
     panic_on_unregister: bool,
     offers_precise_zap: bool,
+    offers_prefault: bool,
+    fail_prefault: bool,
+    prefaults: Vec<(GuestAddress, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +59,19 @@ impl Recorder {
 
     pub fn offer_precise_zap(&self) {
         self.state().offers_precise_zap = true;
+    }
+
+    pub fn offer_prefault(&self) {
+        self.state().offers_prefault = true;
+    }
+
+    pub fn fail_prefault(&self) {
+        self.state().fail_prefault = true;
+    }
+
+    /// The prefaults asked for, in their order.
+    pub fn prefaults(&self) -> Vec<(GuestAddress, u64)> {
+        self.state().prefaults.clone()
     }
 
     pub fn panic_on_unregister(&self) {
@@ -95,6 +111,26 @@ unsafe impl SlotProvider for Recorder {
 
     fn enable_precise_zap(&self) -> io::Result<bool> {
         Ok(self.state().offers_precise_zap)
+    }
+
+    fn can_prefault(&self) -> bool {
+        self.state().offers_prefault
+    }
+
+    fn prefault(&self, guest: GuestAddress, len: u64) -> io::Result<()> {
+        let mut state = self.state();
+        assert!(state.offers_prefault, "nobody may ask");
+        let end = |slot: &Slot| slot.guest_address().0 + slot.len();
+        let under_a_slot = state
+            .live
+            .iter()
+            .any(|live| live.guest_address() <= guest && guest.0 + len <= end(live));
+        assert!(under_a_slot, "{guest} is not the guest's yet");
+        state.prefaults.push((guest, len));
+        if state.fail_prefault {
+            return Err(io::Error::from_raw_os_error(14));
+        }
+        Ok(())
     }
 
     fn unregister(&self, slot: &Slot) -> io::Result<()> {

@@ -102,10 +102,11 @@ fn hugetlb_beyond_the_pool() -> Option<OwnedFd> {
 #[test]
 fn the_watches_catch_the_plain_way() {
     let len = 16 * PAGE;
-    let nowhere = std::ptr::null_mut();
+    // Where mmap(NULL) comes last: another test's thread would fill the gap below.
+    let far = (3_usize << 40) as *mut c_void;
     // SAFETY: without MAP_FIXED nothing is replaced.
     let reserved =
-        unsafe { mmap_anonymous(nowhere, len as usize, ProtFlags::empty(), MapFlags::PRIVATE) };
+        unsafe { mmap_anonymous(far, len as usize, ProtFlags::empty(), MapFlags::PRIVATE) };
     let reserved = reserved.unwrap();
     let address = reserved.addr() as u64;
     assert!(!gap(address, len));

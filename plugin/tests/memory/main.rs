@@ -18,5 +18,6 @@ mod errors;
 mod gap;
 mod host_memory;
 mod map;
+mod prefault;
 mod record;
 mod slots;

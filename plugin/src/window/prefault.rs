@@ -1,0 +1,103 @@
+//! Owns when a mapping's pages are brought in, and the counting of what came of it: the host's
+//! pages before the change, the guest's translations after it. Never fails a change that is made.
+
+use rustix::io::Errno;
+
+use super::Window;
+use super::counters::count;
+use super::prepare::Placement;
+use super::shared::Shared;
+use crate::arena::Populate;
+use crate::error::Error;
+use crate::range::PageRange;
+use crate::source::Protection;
+use crate::source::prefault::Prefault;
+
+/// What has come of a prefault when the change is ready to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filled {
+    /// None was asked for.
+    NotAsked,
+    /// All that was asked for.
+    Fully,
+    /// Less than that.
+    Partly,
+    /// The guest's translations come when the memory is in place.
+    Later,
+}
+
+impl Shared {
+    /// Whether the host's pages are brought in before the mapping is put in place.
+    pub(super) fn fills_host(&self, wanted: Prefault) -> bool {
+        match wanted {
+            Prefault::None => false,
+            Prefault::HostRead | Prefault::HostWrite => true,
+            Prefault::Guest => !self.guest_prefault,
+        }
+    }
+
+    /// Brings in what can be brought in now.
+    pub(super) fn fill(
+        &self,
+        range: PageRange,
+        placement: &Placement<'_>,
+        wanted: Prefault,
+        protection: Protection,
+    ) -> Result<Filled, Error> {
+        let (how, enough) = match wanted {
+            Prefault::None => return Ok(Filled::NotAsked),
+            Prefault::Guest if self.guest_prefault => return Ok(Filled::Later),
+            Prefault::Guest => (Populate::Read, Filled::Partly),
+            Prefault::HostWrite if protection.is_writable() => (Populate::Write, Filled::Fully),
+            Prefault::HostRead | Prefault::HostWrite => (Populate::Read, Filled::Fully),
+        };
+        let Placement::Staged(staged) = placement else {
+            // The memory is the caller's, and it is not in the arena.
+            return Ok(Filled::Partly);
+        };
+        match staged.populate(how) {
+            Ok(()) => Ok(enough),
+            // The kernel does not do it for this memory (man page madvise(2), EINVAL): a dma-buf
+            // for instance. The guest's faults still can.
+            Err(Errno::INVAL) => Ok(Filled::Partly),
+            Err(errno) => Err(Error::Prefault {
+                range,
+                source: errno.into(),
+            }),
+        }
+    }
+}
+
+impl Window {
+    /// Fills the guest's translations where that was asked for, now that the memory is in place.
+    ///
+    /// Outside the lock: should another thread change the range meanwhile, what it put there is
+    /// filled, or the hypervisor finds nothing to fill.
+    pub(super) fn finish_prefault(&self, filled: &[(PageRange, Filled)]) {
+        let tally = &self.shared.tally;
+        for &(range, filled) in filled {
+            let done = match filled {
+                Filled::NotAsked => continue,
+                Filled::Fully => true,
+                Filled::Partly => false,
+                Filled::Later => self.prefault_guest(range),
+            };
+            count(if done {
+                &tally.prefaulted
+            } else {
+                &tally.prefault_fallbacks
+            });
+        }
+    }
+
+    fn prefault_guest(&self, range: PageRange) -> bool {
+        let Some(guest) = self.base().checked_add(range.start()) else {
+            return false;
+        };
+        let filled = self.shared.provider.prefault(guest, range.len());
+        if let Err(error) = &filled {
+            log::warn!("cannot fill the guest's translations of {range}: {error}");
+        }
+        filled.is_ok()
+    }
+}
