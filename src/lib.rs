@@ -4,5 +4,6 @@ pub mod bench;
 pub mod cli;
 pub mod doctor;
 pub mod guest;
+pub mod ready;
 pub mod report;
 pub mod whozaps;

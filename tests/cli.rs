@@ -75,6 +75,10 @@ fn wrong_options_end_with_2_and_say_what_is_wrong() {
             &["bench", "--vcpus", "1000"],
             "it must be a number from 1 to 64",
         ),
+        (
+            &["bench", "--ready", "--html", "x"],
+            "the argument '--ready' cannot be used with '--html <FILE>'",
+        ),
         (&["bench", "--nonsense"], "unexpected argument '--nonsense'"),
         (&["doctor", "--jsn"], "a similar argument exists: '--json'"),
         (&["nonsense"], "unrecognized subcommand 'nonsense'"),
@@ -167,6 +171,46 @@ fn contract(report: &Value) {
     let memslot = &report["backends"]["memslot"];
     assert_eq!(memslot["slot_calls_per_op"].as_f64(), Some(1.0));
     assert_eq!(memslot["gap_stale_reads"].as_u64(), Some(0));
+}
+
+#[test]
+fn ready_measures_every_rival_that_the_host_offers() {
+    if !has_kvm("ready_measures_every_rival_that_the_host_offers") {
+        return;
+    }
+    let arguments = ["--ready", "--quick", "--rounds", "1", "--json", "-"];
+    let output = vm_remap(&["bench"]).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        keys(&report),
+        ["aims", "backends", "complete", "host", "settings"]
+    );
+    assert_eq!(report["complete"], true);
+    let backends = &report["backends"];
+    let with_guest = [
+        "fixed",
+        "fixed-guest",
+        "fixed-host-read",
+        "fixed-host-write",
+        "memslot",
+        "plain",
+    ];
+    assert_eq!(keys(backends), with_guest);
+    for name in with_guest.into_iter().filter(|name| *name != "fixed-guest") {
+        for kind in ["memfd-warm", "memfd-cold"] {
+            for len in ["65536", "2097152"] {
+                for touch in ["read", "write"] {
+                    let cell = &backends[name][kind][len][touch];
+                    assert_eq!(keys(cell), ["faults", "ready_us", "warm_us"]);
+                    assert_eq!(keys(&cell["ready_us"]), ["max", "n", "p50", "p99"]);
+                    assert!(cell["ready_us"]["p50"].as_f64().unwrap() > 0.0);
+                }
+            }
+        }
+        assert!(backends[name]["memfd-warm"]["33554432"].is_null());
+    }
 }
 
 #[test]

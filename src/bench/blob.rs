@@ -9,7 +9,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 /// Whose the files are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     /// The VMM's own: its seals are final.
     Vmm,
     /// A peer's: it can change under the VMM's hands at any time.
@@ -64,7 +64,8 @@ impl Blobs {
     }
 }
 
-fn file(len: u64, owner: Owner) -> std::io::Result<File> {
+/// A memfd with all pages there.
+pub(crate) fn file(len: u64, owner: Owner) -> std::io::Result<File> {
     let fd = memfd_create("bench", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let file = File::from(fd);
     file.set_len(len)?;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use vm_remap::{
-    BackendKind, GuestAddress, PageRange, Protection, SlotNumbers, Source, Window, WindowOptions,
-    Zap,
+    BackendKind, GuestAddress, PageRange, Prefault, Protection, SlotNumbers, SlotProvider, Source,
+    Window, WindowOptions, Zap,
 };
 
 use super::plain::Plain;
@@ -14,14 +14,26 @@ use crate::guest::{GpaRange, Guest};
 
 /// A rival's way to map a blob at the start of its window.
 #[derive(Debug)]
-pub(super) enum Mapper {
+pub(crate) enum Mapper {
     Window(Box<Window>),
     Plain(Plain),
 }
 
 impl Mapper {
     /// A window of the library; `None` where the host does not offer the zap asked for.
-    pub(super) fn window(
+    pub(crate) fn window(
+        guest: &Guest,
+        window: GpaRange,
+        backend: BackendKind,
+        zap: Zap,
+    ) -> anyhow::Result<Option<Self>> {
+        let provider = Arc::clone(guest.vm());
+        Self::window_with(provider, guest, window, backend, zap)
+    }
+
+    /// The same with a provider of the caller's own, for the guest's VM.
+    pub(crate) fn window_with(
+        provider: Arc<dyn SlotProvider>,
         guest: &Guest,
         window: GpaRange,
         backend: BackendKind,
@@ -36,16 +48,13 @@ impl Mapper {
         let opened = WindowOptions::new(GuestAddress(window.base), window.len)
             .backend(backend)
             .zap(zap)
-            .open(
-                Arc::clone(guest.vm()) as _,
-                SlotNumbers::new(first..first.saturating_add(16)),
-            )
+            .open(provider, SlotNumbers::new(first..first.saturating_add(16)))
             .with_context(|| format!("cannot open a window with backend {backend}"))?;
         Ok((opened.zap() == zap).then_some(Self::Window(Box::new(opened))))
     }
 
     /// Reserve + `MAP_FIXED` under a registered memslot.
-    pub(super) fn plain(guest: &Guest, window: GpaRange) -> anyhow::Result<Self> {
+    pub(crate) fn plain(guest: &Guest, window: GpaRange) -> anyhow::Result<Self> {
         Ok(Self::Plain(Plain::new(
             window,
             Some(Arc::clone(guest.vm())),
@@ -53,14 +62,24 @@ impl Mapper {
     }
 
     /// The same with no memslot.
-    pub(super) fn bare(window: GpaRange) -> anyhow::Result<Self> {
+    pub(crate) fn bare(window: GpaRange) -> anyhow::Result<Self> {
         Ok(Self::Plain(Plain::new(window, None)?))
     }
 
-    pub(super) fn map(&self, fd: BorrowedFd<'_>, len: u64) -> anyhow::Result<()> {
+    pub(crate) fn map(&self, fd: BorrowedFd<'_>, len: u64) -> anyhow::Result<()> {
+        self.map_prefaulted(fd, len, Prefault::None)
+    }
+
+    /// As [`map`](Self::map); `plain` knows no prefault.
+    pub(crate) fn map_prefaulted(
+        &self,
+        fd: BorrowedFd<'_>,
+        len: u64,
+        prefault: Prefault,
+    ) -> anyhow::Result<()> {
         match self {
             Self::Window(window) => {
-                let source = Source::descriptor(fd, 0);
+                let source = Source::descriptor(fd, 0).prefault(prefault);
                 window.map(PageRange::new(0, len)?, &source, Protection::ReadWrite)?;
             }
             Self::Plain(plain) => plain.map(fd, usize::try_from(len)?)?,
@@ -68,7 +87,7 @@ impl Mapper {
         Ok(())
     }
 
-    pub(super) fn replace(&self, fd: BorrowedFd<'_>, len: u64) -> anyhow::Result<()> {
+    pub(crate) fn replace(&self, fd: BorrowedFd<'_>, len: u64) -> anyhow::Result<()> {
         match self {
             Self::Window(window) => {
                 let source = Source::descriptor(fd, 0);
@@ -79,7 +98,7 @@ impl Mapper {
         Ok(())
     }
 
-    pub(super) fn unmap(&self, len: u64) -> anyhow::Result<()> {
+    pub(crate) fn unmap(&self, len: u64) -> anyhow::Result<()> {
         match self {
             Self::Window(window) => window.unmap(PageRange::new(0, len)?)?,
             Self::Plain(plain) => plain.unmap(usize::try_from(len)?)?,
@@ -88,7 +107,7 @@ impl Mapper {
     }
 
     /// Memslot calls made so far. `plain` registers its one slot before anything is measured.
-    pub(super) fn slot_calls(&self) -> u64 {
+    pub(crate) fn slot_calls(&self) -> u64 {
         match self {
             Self::Window(window) => {
                 let counters = window.counters();

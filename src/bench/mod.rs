@@ -1,9 +1,9 @@
 //! Owns `vm-remap bench`: real guests on real KVM, each with another way of remapping, taking
 //! turns in short rounds. Never judges and never prints: it returns a report.
 
-mod blob;
+pub(crate) mod blob;
 mod contender;
-mod mapper;
+pub(crate) mod mapper;
 mod plain;
 mod tally;
 
@@ -24,7 +24,7 @@ use crate::guest::{BLOCK, GpaRange, Guest, GuestConfig};
 use crate::report::{Backends, Fixed, Host, KvmFacts, Report, Settings};
 
 /// Where the window of each guest lies.
-const WINDOW_BASE: u64 = 4 << 30;
+pub(crate) const WINDOW_BASE: u64 = 4 << 30;
 /// The least a window has, so that a blob is a part of it.
 const WINDOW_LEN: u64 = 256 << 20;
 /// What a guest has beside its working set: code, tables and counters.
@@ -93,7 +93,9 @@ pub fn run(options: &Options, stop: &AtomicBool, progress: Progress<'_>) -> anyh
         }
     }
     let backends = backends(&contenders);
-    let host = describe(contenders.first().map(Contender::guest))?;
+    let first = contenders.first();
+    let first = first.context("cannot describe the host: no rival could be set up")?;
+    let host = describe(first.guest());
     let complete = !stop.load(Ordering::Relaxed);
     Ok(Report {
         host,
@@ -216,8 +218,7 @@ fn backends(contenders: &[Contender]) -> Backends {
     }
 }
 
-pub(crate) fn describe(guest: Option<&Guest>) -> anyhow::Result<Host> {
-    let guest = guest.context("cannot describe the host: no rival could be set up")?;
+pub(crate) fn describe(guest: &Guest) -> Host {
     let survey = Survey::default();
     let tdp_mmu = match survey.tdp_mmu().state {
         TdpMmu::On => Some(true),
@@ -229,13 +230,13 @@ pub(crate) fn describe(guest: Option<&Guest>) -> anyhow::Result<Host> {
         ZapMode::Worker => "workers on any CPU",
         ZapMode::Unknown => "unknown",
     };
-    Ok(Host::read(KvmFacts {
+    Host::read(KvmFacts {
         module: doctor::kvm_modules(&survey).join(", "),
         tdp_mmu,
         zap: zap.to_owned(),
         slot_zap_all_quirk: offers_precise_zap(guest.kvm()),
         nr_memslots: guest.kvm().get_nr_memslots() as u64,
-    }))
+    })
 }
 
 fn offers_precise_zap(kvm: &Kvm) -> bool {

@@ -22,7 +22,7 @@ const SLOT: u32 = 8;
 
 /// Reserved address space, registered as one memslot or not at all.
 #[derive(Debug)]
-pub(super) struct Plain {
+pub(crate) struct Plain {
     base: *mut c_void,
     len: usize,
     slot: Option<Arc<VmFd>>,

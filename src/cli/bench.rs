@@ -1,20 +1,19 @@
 //! Owns the arguments of `vm-remap bench`, its progress bar and where its results go.
 //! Never measures.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::{self, Options};
-use crate::{report, whozaps};
+use crate::{ready, report};
 
 /// What a shell gives a command that Ctrl-C ended.
-const INTERRUPTED: u8 = 130;
+pub(super) const INTERRUPTED: u8 = 130;
 const PAGE: u64 = 4096;
 
 #[derive(Debug, clap::Args)]
@@ -39,12 +38,15 @@ pub(super) struct Arguments {
     /// Seconds that each rival churns, over all rounds [default: 5, with --quick 1]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
     duration: Option<u32>,
-    /// Rounds in which the rivals take turns [default: 10, with --quick 4]
+    /// Rounds in which the rivals take turns [default: 10, with --quick 4, with --ready --quick 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
     /// A short run, for a first look
     #[arg(long)]
     quick: bool,
+    /// Measure something else: the time from a map until the guest has touched every page
+    #[arg(long, conflicts_with_all = ["blob", "rate", "working_set", "vcpus", "duration", "html", "svg"])]
+    ready: bool,
     /// Write the results as JSON to a file (- for the standard output, instead of the table)
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -57,6 +59,7 @@ pub(super) struct Arguments {
     /// Instead: which tasks on which CPUs do KVM's zap work. Needs root and tracefs, and counts for
     /// the whole machine: stop other virtual machines meanwhile
     #[arg(long, conflicts_with_all = [
+        "ready",
         "blob", "rate", "working_set", "vcpus", "duration", "rounds", "quick", "html", "svg"
     ])]
     who_zaps: bool,
@@ -105,9 +108,39 @@ fn vcpus(text: &str) -> Result<usize, String> {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if arguments.who_zaps {
-        return who_zaps(arguments.json.as_deref());
+        return super::who_zaps::run(arguments.json.as_deref());
+    }
+    if arguments.ready {
+        let rounds = if arguments.quick { 3 } else { 10 };
+        let options = ready::Options {
+            rounds: arguments.rounds.unwrap_or(rounds),
+            quick: arguments.quick,
+        };
+        return super::ready::run(options, arguments.json.as_deref());
     }
     let options = arguments.options();
+    let stop = stopped_by_signals()?;
+    let bar = progress_bar(bench::turns(&options));
+    let measured = bench::run(&options, &stop, &mut |role| {
+        bar.set_message(role.to_owned());
+        bar.inc(1);
+    });
+    bar.finish_and_clear();
+    let report = measured?;
+    deliver(arguments, &report)?;
+    Ok(exit_code(report.complete))
+}
+
+pub(super) fn exit_code(complete: bool) -> ExitCode {
+    if complete {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(INTERRUPTED)
+    }
+}
+
+/// A flag that Ctrl-C and SIGTERM set.
+pub(super) fn stopped_by_signals() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // The second one ends the process, should the first not be heard.
@@ -118,44 +151,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         )?;
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    let bar = progress_bar(bench::turns(&options));
-    let measured = bench::run(&options, &stop, &mut |role| {
-        bar.set_message(role.to_owned());
-        bar.inc(1);
-    });
-    bar.finish_and_clear();
-    let report = measured?;
-    deliver(arguments, &report)?;
-    Ok(if report.complete {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(INTERRUPTED)
-    })
+    Ok(stop)
 }
 
-/// No second Ctrl-C ends this one hard: what was set up in the kernel has to be taken back.
-fn who_zaps(json: Option<&Path>) -> anyhow::Result<ExitCode> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGHUP, SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
-    let Some(result) = whozaps::run(&stop)? else {
-        return Ok(ExitCode::from(INTERRUPTED));
-    };
-    let to_stdout = json == Some(Path::new("-"));
-    if to_stdout {
-        super::write(format!("{}\n", result.json()?).as_bytes())?;
-    } else {
-        super::write(result.text().as_bytes())?;
-    }
-    if let Some(path) = json.filter(|_| !to_stdout) {
-        save(path, &format!("{}\n", result.json()?))?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn progress_bar(turns: u64) -> ProgressBar {
+pub(super) fn progress_bar(turns: u64) -> ProgressBar {
     let bar = ProgressBar::new(turns);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} turns, {eta} left  {msg}")
     {
@@ -166,23 +165,16 @@ fn progress_bar(turns: u64) -> ProgressBar {
 }
 
 fn deliver(arguments: &Arguments, report: &report::Report) -> anyhow::Result<()> {
-    let to_stdout = arguments.json.as_deref() == Some(Path::new("-"));
-    if to_stdout {
-        super::write(format!("{}\n", report.json()?).as_bytes())?;
-    } else {
-        super::write(report::text(report).as_bytes())?;
-    }
-    if let Some(path) = arguments.json.as_deref().filter(|_| !to_stdout) {
-        save(path, &format!("{}\n", report.json()?))?;
-    }
+    let json = arguments.json.as_deref();
+    super::deliver(json, || report::text(report), || report.json())?;
     if let Some(path) = &arguments.html {
         let command: Vec<String> = std::env::args_os()
             .map(|word| word.to_string_lossy().into_owned())
             .collect();
-        save(path, &report::html(report, &named(&command))?)?;
+        super::save(path, &report::html(report, &named(&command))?)?;
     }
     if let Some(path) = &arguments.svg {
-        save(path, &report::svg(report)?)?;
+        super::save(path, &report::svg(report)?)?;
     }
     Ok(())
 }
@@ -194,10 +186,6 @@ fn named(words: &[String]) -> String {
         .chain(rest.iter().map(String::as_str))
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-fn save(path: &Path, text: &str) -> anyhow::Result<()> {
-    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

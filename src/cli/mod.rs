@@ -3,10 +3,14 @@
 
 mod bench;
 mod doctor;
+mod ready;
+mod who_zaps;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// Change what host memory stands behind a guest's, and see what that costs on this host.
@@ -67,6 +71,24 @@ fn write(bytes: &[u8]) -> anyhow::Result<()> {
     }
 }
 
+/// Writes a result: as JSON to the standard output where `json` is `-`, else as text, and as JSON to
+/// the file that `json` names.
+fn deliver(
+    json: Option<&Path>,
+    text: impl FnOnce() -> String,
+    as_json: impl FnOnce() -> anyhow::Result<String>,
+) -> anyhow::Result<()> {
+    if json == Some(Path::new("-")) {
+        return write(format!("{}\n", as_json()?).as_bytes());
+    }
+    write(text().as_bytes())?;
+    json.map_or(Ok(()), |path| save(path, &format!("{}\n", as_json()?)))
+}
+
+fn save(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
 fn completions(shell: clap_complete::Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "vm-remap", &mut script);
@@ -103,6 +125,7 @@ mod tests {
             "html",
             "svg",
             "quick",
+            "ready",
             "rate",
             "blob",
             "working\\-set",

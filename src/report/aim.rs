@@ -37,7 +37,7 @@ impl Bound {
 }
 
 impl Aim {
-    fn judged(name: &'static str, aim: Bound, measured: Option<f64>) -> Self {
+    pub(crate) fn judged(name: &'static str, aim: Bound, measured: Option<f64>) -> Self {
         let measured = measured.filter(|figure| figure.is_finite());
         Self {
             name,

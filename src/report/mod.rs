@@ -17,7 +17,7 @@ mod rows;
 #[cfg(test)]
 mod sample;
 mod text;
-mod units;
+pub(crate) mod units;
 
 use anyhow::Context as _;
 use serde::ser::SerializeStruct as _;

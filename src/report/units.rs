@@ -4,10 +4,10 @@
 use super::{Aim, Bound, Rival};
 
 /// What stands where nothing was measured.
-pub(super) const ABSENT: &str = "–";
+pub(crate) const ABSENT: &str = "–";
 
 /// `2 MiB`, `1.5 GiB`, `4 KiB`, `100 B`.
-pub(super) fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     let units = [(30_u32, "GiB"), (20, "MiB"), (10, "KiB")];
     for (shift, unit) in units {
         let size = (1_u64 << shift) as f64;
@@ -21,7 +21,7 @@ pub(super) fn bytes(bytes: u64) -> String {
 }
 
 /// Microseconds with one digit after the point: a column of them lines up.
-pub(super) fn micros(us: f64) -> String {
+pub(crate) fn micros(us: f64) -> String {
     format!("{us:.1}")
 }
 
@@ -64,7 +64,7 @@ pub(super) fn gap(rival: &Rival) -> String {
 }
 
 /// The aim in words: `at most 1.5`.
-pub(super) fn bound(bound: Bound) -> String {
+pub(crate) fn bound(bound: Bound) -> String {
     match bound {
         Bound::AtLeast(figure) => format!("at least {figure}"),
         Bound::AtMost(0.0) => "0".to_owned(),
@@ -74,7 +74,7 @@ pub(super) fn bound(bound: Bound) -> String {
 
 /// The figure behind an aim, with a digit more than its bound has, so that
 /// a narrow miss does not look like a hit.
-pub(super) fn measured(aim: &Aim) -> String {
+pub(crate) fn measured(aim: &Aim) -> String {
     match (aim.measured, aim.aim) {
         (None, _) => ABSENT.to_owned(),
         (Some(figure), Bound::AtMost(0.0)) => per_op(figure),

@@ -56,7 +56,7 @@ pub(super) fn measure(name: &str, stop: &AtomicBool) -> anyhow::Result<Option<Wh
     };
     let workers_left = workers();
     Ok(Some(WhoZaps {
-        host: bench::describe(Some(&stage.guest))?,
+        host: bench::describe(&stage.guest),
         caller,
         note: untraced.then(|| NO_TDP_MMU.to_owned()),
         window_pages: TOUCHED_PAGES,
