@@ -3,6 +3,7 @@
 
 mod blob;
 mod collapse;
+mod pin;
 mod pool;
 mod report;
 mod rival;
@@ -11,6 +12,7 @@ mod text;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::blob::{Kind, Supply};
+use self::pin::Pinned;
 use self::pool::Pool;
 pub use self::report::{Cell, Kinds, Report, Settings, Touches};
 use self::report::{Key, Tally};
@@ -60,6 +62,7 @@ pub fn run(
     stop: &AtomicBool,
     progress: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Report> {
+    let _pinned = Pinned::here();
     let stages = Stages::new(WINDOW)?;
     let blocks = |(len, _): &(u64, u32)| len.checked_div(BLOCK).unwrap_or(0);
     let _pool = Pool::with(options.sizes().iter().map(blocks).sum());

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "KVM_PRE_FAULT_MEMORY has no safe wrapper")]
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{KVM_CAP_PRE_FAULT_MEMORY, KVMIO, kvm_pre_fault_memory};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -13,7 +13,7 @@ use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
 use super::{Slot, SlotProvider};
-use crate::range::GuestAddress;
+use crate::range::{GuestAddress, PAGE_SIZE};
 
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 
@@ -44,11 +44,35 @@ impl KvmSlots {
     /// It needs the CPUID of the others, so that KVM gives it the same page tables; an id that the
     /// guest is told nothing of; and no register set. It counts towards the VM's vCPUs. One that
     /// does not share the others' tables costs their memory and fills them for nobody.
+    ///
+    /// From then on every memslot of the VM that is deleted while a window may prefault must be
+    /// deleted through this provider: share it among the VM's windows, and prefault nothing while
+    /// the VMM deletes a memslot of its own. Linux 6.12 at least never ends a prefault that meets a
+    /// deletion of another task, until a signal comes; this provider keeps its own two apart.
     #[must_use]
     pub fn spare_vcpu(mut self, vcpu: VcpuFd) -> Self {
         self.spare = Some(Mutex::new(vcpu));
         self
     }
+
+    /// The spare vCPU, for as long as no memslot may go. It has no state that a panic could leave
+    /// half-way.
+    fn spare(&self) -> Option<MutexGuard<'_, VcpuFd>> {
+        let spare = self.spare.as_ref()?;
+        Some(spare.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Makes KVM take up the page tables that the VM has now. A vCPU that runs does so by itself after
+/// a memslot was deleted. One that never runs keeps the tables that were thrown away, and
+/// `KVM_PRE_FAULT_MEMORY` tries to fill these for ever (Linux 6.12: `arch/x86/kvm/mmu/mmu.c`
+/// `kvm_tdp_map_page`, `is_page_fault_stale`). Another CR3 makes KVM look for its tables anew
+/// (`arch/x86/kvm/x86.c` `__set_sregs_common`); the vCPU has no use for the register.
+fn take_up_tables(vcpu: &VcpuFd) -> io::Result<()> {
+    let mut registers = vcpu.get_sregs()?;
+    registers.cr3 ^= PAGE_SIZE;
+    vcpu.set_sregs(&registers)?;
+    Ok(())
 }
 
 // SAFETY: registering and unregistering are those of `VmFd`, whose implementation says why they
@@ -60,6 +84,7 @@ unsafe impl SlotProvider for KvmSlots {
     }
 
     fn unregister(&self, slot: &Slot) -> io::Result<()> {
+        let _no_prefault_meanwhile = self.spare();
         self.vm.unregister(slot)
     }
 
@@ -73,11 +98,10 @@ unsafe impl SlotProvider for KvmSlots {
     }
 
     fn prefault(&self, guest: GuestAddress, len: u64) -> io::Result<()> {
-        let Some(spare) = &self.spare else {
+        let Some(vcpu) = self.spare() else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        // A vCPU that never runs has no state that a panic could leave half-way.
-        let vcpu = spare.lock().unwrap_or_else(PoisonError::into_inner);
+        take_up_tables(&vcpu)?;
         let mut rest = kvm_pre_fault_memory {
             gpa: guest.0,
             size: len,
