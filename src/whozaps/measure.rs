@@ -30,6 +30,7 @@ pub(super) fn measure(name: &str, stop: &AtomicBool) -> anyhow::Result<Option<Wh
         .context("cannot find a CPU to use")?;
     // Before the guest is made: its vCPU is to leave the other CPU alone as well.
     pin(*last)?;
+    let workers_of_others = workers();
     let stage = Stage::new()?;
     let untraced = Survey::default().tdp_mmu().state == TdpMmu::Off;
     let trace = if untraced { None } else { Some(Trace::open()?) };
@@ -54,7 +55,9 @@ pub(super) fn measure(name: &str, stop: &AtomicBool) -> anyhow::Result<Option<Wh
     let Some(jitter) = jitter::measure(&stage, trace.as_ref(), *first, stop)? else {
         return Ok(None);
     };
-    let workers_left = workers();
+    let workers_left = workers()
+        .zip(workers_of_others)
+        .map(|(all, others)| all.saturating_sub(others));
     Ok(Some(WhoZaps {
         host: bench::describe(&stage.guest),
         caller,

@@ -37,6 +37,8 @@ pub(crate) struct Lab {
     command: Vec<String>,
     /// How often QEMU itself died.
     pub(crate) crashes: u32,
+    /// How often a machine hung and was tried once more.
+    pub(crate) hangs: u32,
 }
 
 /// What one profile's run came to.
@@ -45,6 +47,19 @@ pub(crate) struct Outcome {
     pub(crate) tally: Tally,
     /// The exit status of the command, if one was given and it ended.
     pub(crate) status: Option<i32>,
+}
+
+/// Sets a machine that the emulation let down to one thread, and keeps its console.
+fn once_more(machine: &mut Machine<'_>, what: &str, keep_as: &str) -> Result<()> {
+    let console = machine.console();
+    let kept = console.with_file_name(keep_as);
+    fs::rename(&console, &kept)?;
+    let (name, kept) = (&machine.profile.name, kept.display());
+    progress::line(&format!(
+        "{name}: {what}; trying once more with one thread; its console is kept in {kept}"
+    ));
+    machine.threads = Threads::Single;
+    Ok(())
 }
 
 impl Lab {
@@ -70,6 +85,7 @@ impl Lab {
             steps,
             command,
             crashes: 0,
+            hangs: 0,
         })
     }
 
@@ -125,22 +141,27 @@ impl Lab {
                 results.take(event)
             })?;
             let console = machine.console();
+            let multi = machine.threads == Threads::Multi;
             let why = match ending {
                 Ending::Done => None,
-                Ending::Hung(seconds) => Some(format!("the machine hung ({seconds} s are over)")),
+                Ending::Hung(seconds) if multi => {
+                    // The emulation can hang by itself; a test that hangs does so again.
+                    self.hangs = self.hangs.saturating_add(1);
+                    let current = results.current();
+                    let what = format!("the machine hung ({seconds} s are over) in {current}");
+                    once_more(machine, &what, "console-hung.log")?;
+                    continue;
+                }
+                Ending::Hung(seconds) => {
+                    Some(format!("the machine hung twice ({seconds} s are over)"))
+                }
                 Ending::Panicked(words) => Some(format!("its kernel panicked: {words}")),
                 Ending::Stopped => Some("the machine reset or stopped by itself".to_owned()),
                 Ending::Crashed(words) => {
                     self.crashes = self.crashes.saturating_add(1);
-                    let kept = console.with_file_name("console-crashed.log");
-                    if machine.threads == Threads::Multi {
-                        fs::rename(&console, &kept)?;
-                        progress::line(&format!(
-                            "{name}: QEMU crashed ({words}); trying once more with one thread; \
-                             its console is kept in {}",
-                            kept.display()
-                        ));
-                        machine.threads = Threads::Single;
+                    if multi {
+                        let what = format!("QEMU crashed ({words})");
+                        once_more(machine, &what, "console-crashed.log")?;
                         continue;
                     }
                     Some(format!("QEMU crashed twice ({words})"))

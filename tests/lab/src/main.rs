@@ -76,6 +76,9 @@ fn run(args: Args) -> Result<u8> {
     if lab.crashes > 0 {
         progress::line(&format!("QEMU itself crashed {} times", lab.crashes));
     }
+    if lab.hangs > 0 {
+        progress::line(&format!("machines hung {} times", lab.hangs));
+    }
     if !has_command {
         writeln!(stdout().lock(), "{total}").context("cannot write to standard output")?;
     }

@@ -66,18 +66,30 @@ impl Results {
         Ok(())
     }
 
+    /// The step that runs, and the test in it.
+    pub(crate) fn current(&self) -> String {
+        let step = self.running.as_deref().unwrap_or("no step");
+        format!("{step}{}", self.running_test())
+    }
+
+    /// Names the test that has begun and not ended; empty where none has.
+    fn running_test(&self) -> String {
+        let log = String::from_utf8_lossy(&self.log);
+        let name = log.lines().last().and_then(|line| {
+            let name = line.strip_prefix("test ")?.split_once(" ...")?.0;
+            Some(format!(", in the test {name}"))
+        });
+        name.unwrap_or_default()
+    }
+
     /// Counts the steps that did not end, since the machine did for `why`.
     pub(crate) fn abandon(&mut self, why: &str) -> Result<()> {
         if let Some(name) = self.running.take() {
             let path = self.write_log(&name)?;
             let log = String::from_utf8_lossy(&self.log).into_owned();
-            let test = log.lines().last().and_then(|line| {
-                let name = line.strip_prefix("test ")?.split_once(" ...")?.0;
-                Some(format!(", in the test {name}"))
-            });
+            let test = self.running_test();
             self.say(&format!(
-                "{name}: not ended{}: {why}; see {}",
-                test.unwrap_or_default(),
+                "{name}: not ended{test}: {why}; see {}",
                 path.display()
             ));
             let is_test = self.is_test(&name);
