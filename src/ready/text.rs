@@ -1,10 +1,11 @@
 //! Owns the report as text for a terminal of 100 columns. Never writes it anywhere.
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
 
 use super::blob::Kind;
 use super::report::{Cell, Report, Touches};
 use super::rival::Role;
+use crate::report::lines::lines;
 use crate::report::{Host, units};
 
 const HEADER: [&str; 10] = [
@@ -78,7 +79,7 @@ impl Report {
                 }
             }
         }
-        finish(&mut table)
+        lines(&mut table, |index| index == 0 || index == 2)
     }
 }
 
@@ -91,20 +92,6 @@ fn facts(host: &Host) -> String {
     let (machine, cpus, kernel, module) =
         (&host.machine, host.cpus, &host.kernel, &host.kvm_module);
     format!("{machine}, {cpus} CPUs\nkernel {kernel}, {module}, {mmu}\n")
-}
-
-/// Words to the left, figures to the right, no blank at the end of a line.
-fn finish(table: &mut Table) -> String {
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding(if index == 0 { (0, 0) } else { (2, 0) });
-        column.set_cell_alignment(if index == 0 || index == 2 {
-            CellAlignment::Left
-        } else {
-            CellAlignment::Right
-        });
-    }
-    let lines = table.lines().map(|line| format!("{}\n", line.trim_end()));
-    lines.collect()
 }
 
 #[cfg(test)]

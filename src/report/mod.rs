@@ -10,6 +10,7 @@ mod canvas;
 mod charts;
 mod host;
 mod html;
+pub(crate) mod lines;
 mod picture;
 mod quantiles;
 mod rival;

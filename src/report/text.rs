@@ -1,10 +1,10 @@
 //! Owns the report as text for a terminal of 100 columns. Never writes it
 //! anywhere and uses no colour.
 
+use super::lines::{line, lines};
 use super::rows::{self, Row, SENTENCES};
 use super::{Quantiles, Report, units};
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use std::fmt::Write as _;
+use comfy_table::{ContentArrangement, Table, presets};
 
 const COLUMNS: u16 = 100;
 const HEADER: [&str; 11] = [
@@ -48,11 +48,6 @@ pub fn text(report: &Report) -> String {
     text
 }
 
-/// Writing to a `String` cannot fail.
-fn line(text: &mut String, line: &str) {
-    writeln!(text, "{}", line.trim_end()).unwrap_or_default();
-}
-
 /// A long value goes on in the next line.
 fn facts(report: &Report) -> String {
     let mut table = Table::new();
@@ -63,7 +58,7 @@ fn facts(report: &Report) -> String {
     for (label, value) in rows::facts(report) {
         table.add_row([label, &value]);
     }
-    finish(&mut table, 1)
+    lines(&mut table, |_| true)
 }
 
 fn rivals(report: &Report) -> String {
@@ -72,7 +67,7 @@ fn rivals(report: &Report) -> String {
     for row in rows::rows(report) {
         table.add_row(cells(&row));
     }
-    finish(&mut table, 0)
+    lines(&mut table, |index| index == 0)
 }
 
 fn cells(row: &Row) -> Vec<String> {
@@ -114,27 +109,7 @@ fn aims(report: &Report) -> String {
             aim.verdict().to_owned(),
         ]);
     }
-    finish(&mut table, 2)
-}
-
-/// Figures to the right, words to the left, two blanks between columns, no
-/// blank at the end of a line. The first column and, where it is not 0, those
-/// from `words_from` on hold words.
-fn finish(table: &mut Table, words_from: usize) -> String {
-    for (index, column) in table.column_iter_mut().enumerate() {
-        let words = index == 0 || (words_from > 0 && index >= words_from);
-        column.set_padding(if index == 0 { (0, 0) } else { (2, 0) });
-        column.set_cell_alignment(if words {
-            CellAlignment::Left
-        } else {
-            CellAlignment::Right
-        });
-    }
-    let mut text = String::new();
-    for row in table.lines() {
-        line(&mut text, &row);
-    }
-    text
+    lines(&mut table, |index| index != 1)
 }
 
 #[cfg(test)]

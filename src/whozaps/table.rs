@@ -1,10 +1,9 @@
 //! Owns the result of `--who-zaps` as text for a terminal of 100 columns. Never measures.
 
-use std::fmt::Write as _;
-
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
 
 use super::result::{Jitter, Operation, WhoZaps};
+use crate::report::lines::{line, lines};
 
 const COLUMNS: u16 = 100;
 const ABSENT: &str = "-";
@@ -55,11 +54,6 @@ pub(super) fn text(result: &WhoZaps) -> String {
     text
 }
 
-/// Writing to a `String` cannot fail.
-fn line(text: &mut String, line: &str) {
-    writeln!(text, "{}", line.trim_end()).unwrap_or_default();
-}
-
 fn operations(result: &WhoZaps) -> String {
     let mut table = table();
     table.set_header(HEADER);
@@ -71,7 +65,7 @@ fn operations(result: &WhoZaps) -> String {
             table.add_row(["", &share.name, &cpus, &share.sptes.to_string()]);
         }
     }
-    finish(&mut table, 3)
+    lines(&mut table, |index| index < 3)
 }
 
 fn cells(name: &str, operation: &Operation) -> Vec<String> {
@@ -127,7 +121,7 @@ fn timer(jitter: &Jitter) -> String {
             count(phase.zap_all_fast),
         ]);
     }
-    let mut text = finish(&mut table, 1);
+    let mut text = lines(&mut table, |index| index < 1);
     let period = jitter.period_us;
     line(
         &mut text,
@@ -145,22 +139,6 @@ fn table() -> Table {
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(COLUMNS);
     table
-}
-
-fn finish(table: &mut Table, words: usize) -> String {
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding(if index == 0 { (0, 0) } else { (2, 0) });
-        column.set_cell_alignment(if index < words {
-            CellAlignment::Left
-        } else {
-            CellAlignment::Right
-        });
-    }
-    let mut text = String::new();
-    for row in table.lines() {
-        line(&mut text, &row);
-    }
-    text
 }
 
 fn count(figure: Option<u64>) -> String {
