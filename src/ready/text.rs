@@ -5,8 +5,8 @@ use comfy_table::{ContentArrangement, Table, presets};
 use super::blob::Kind;
 use super::report::{Cell, Report, Touches};
 use super::rival::Role;
-use crate::report::lines::lines;
-use crate::report::{Host, units};
+use crate::report::lines::{self, lines};
+use crate::report::units;
 
 const HEADER: [&str; 10] = [
     "\nmemory",
@@ -28,7 +28,7 @@ impl Report {
     /// The report as lines of text: the host, the times, the faults, the aims.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut text = facts(&self.host);
+        let mut text = lines::host(&self.host);
         text.push_str("\nmap call to last page touched, p50 in µs\n");
         text.push_str(&self.table(|cell| Some(units::micros(cell.ready_us?.p50))));
         text.push_str("\nguest faults meanwhile (pf_taken), median\n");
@@ -38,13 +38,7 @@ impl Report {
             "\n{absent} was not measured: this host does not offer it, or it was interrupted\n"
         ));
         text.push('\n');
-        for aim in &self.aims {
-            let (measured, bound) = (units::measured(aim), units::bound(aim.aim));
-            let (name, verdict) = (aim.name, aim.verdict());
-            text.push_str(&format!(
-                "{name}:\n    {measured}, aim {bound}: {verdict}\n"
-            ));
-        }
+        text.push_str(&lines::aims(&self.aims));
         text
     }
 
@@ -81,17 +75,6 @@ impl Report {
         }
         lines(&mut table, |index| index == 0 || index == 2)
     }
-}
-
-fn facts(host: &Host) -> String {
-    let mmu = match host.tdp_mmu {
-        Some(true) => "TDP MMU on",
-        Some(false) => "TDP MMU off",
-        None => "TDP MMU unknown",
-    };
-    let (machine, cpus, kernel, module) =
-        (&host.machine, host.cpus, &host.kernel, &host.kvm_module);
-    format!("{machine}, {cpus} CPUs\nkernel {kernel}, {module}, {mmu}\n")
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
-//! Owns how a table without borders becomes lines of text, the same for every command. Never knows
-//! what stands in it.
+//! Owns how a table without borders, a host and aims become lines of text, the same for every
+//! command. Never measures.
 
 use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table};
+
+use super::{Aim, Host, units};
 
 /// Adds a line without spaces at its end. Writing to a `String` cannot fail.
 pub(crate) fn line(text: &mut String, line: &str) {
@@ -23,6 +25,32 @@ pub(crate) fn lines(table: &mut Table, is_words: impl Fn(usize) -> bool) -> Stri
     let mut text = String::new();
     for row in table.lines() {
         line(&mut text, &row);
+    }
+    text
+}
+
+/// The host in two lines.
+pub(crate) fn host(host: &Host) -> String {
+    let mmu = match host.tdp_mmu {
+        Some(true) => "TDP MMU on",
+        Some(false) => "TDP MMU off",
+        None => "TDP MMU unknown",
+    };
+    let (machine, cpus, kernel, module) =
+        (&host.machine, host.cpus, &host.kernel, &host.kvm_module);
+    format!("{machine}, {cpus} CPUs\nkernel {kernel}, {module}, {mmu}\n")
+}
+
+/// Two lines for each aim.
+pub(crate) fn aims(aims: &[Aim]) -> String {
+    let mut text = String::new();
+    for aim in aims {
+        let (measured, bound) = (units::measured(aim), units::bound(aim.aim));
+        line(&mut text, &format!("{}:", aim.name));
+        line(
+            &mut text,
+            &format!("    {measured}, aim {bound}: {}", aim.verdict()),
+        );
     }
     text
 }
