@@ -6,4 +6,5 @@ pub mod doctor;
 pub mod guest;
 pub mod ready;
 pub mod report;
+pub mod scale;
 pub mod whozaps;

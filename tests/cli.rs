@@ -254,3 +254,38 @@ fn bench_that_cannot_write_its_file_says_so() {
         "{said}"
     );
 }
+
+#[test]
+fn scale_measures_calls_memory_and_threads() {
+    if !has_kvm("scale_measures_calls_memory_and_threads") {
+        return;
+    }
+    let arguments = ["--scale", "--quick", "--rounds", "1", "--json", "-"];
+    let output = vm_remap(&["bench"]).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        keys(&report),
+        [
+            "aims", "backends", "complete", "host", "limits", "refused", "settings", "threads"
+        ]
+    );
+    assert_eq!(report["complete"], true);
+    assert_eq!(keys(&report["backends"]), ["fixed", "memslot", "plain"]);
+    for (name, backend) in report["backends"].as_object().unwrap() {
+        for count in ["10", "1000"] {
+            let calls = &backend["calls"][count];
+            assert_eq!(keys(calls), ["lookup_us", "map_us", "unmap_us"], "{name}");
+            assert_eq!(keys(&calls["map_us"]), ["max", "n", "p50", "p99"]);
+            assert!(calls["unmap_us"]["p50"].as_f64().unwrap() > 0.0);
+            assert_eq!(calls["lookup_us"].is_null(), name == "plain");
+        }
+    }
+    for ground in ["one-window", "own-windows", "bare", "no-lock"] {
+        let threads = &report["threads"][ground];
+        assert_eq!(keys(threads), ["1", "2", "4"], "{ground}");
+        assert_eq!(keys(&threads["4"]), ["calls_per_s", "gain", "n"]);
+        assert!(threads["4"]["calls_per_s"].as_f64().unwrap() > 0.0);
+    }
+}

@@ -45,10 +45,33 @@ impl Mapper {
         } else {
             32
         };
+        let numbers = SlotNumbers::new(first..first.saturating_add(16));
+        Self::open(provider, window, backend, zap, numbers)
+    }
+
+    /// A window that has all slot numbers that the VM has to give: the only window of its VM.
+    pub(crate) fn window_of_many(
+        guest: &Guest,
+        window: GpaRange,
+        backend: BackendKind,
+        zap: Zap,
+    ) -> anyhow::Result<Option<Self>> {
+        let most = u32::try_from(guest.kvm().get_nr_memslots())?;
+        let provider = Arc::clone(guest.vm());
+        Self::open(provider, window, backend, zap, SlotNumbers::new(16..most))
+    }
+
+    fn open(
+        provider: Arc<dyn SlotProvider>,
+        window: GpaRange,
+        backend: BackendKind,
+        zap: Zap,
+        numbers: SlotNumbers,
+    ) -> anyhow::Result<Option<Self>> {
         let opened = WindowOptions::new(GuestAddress(window.base), window.len)
             .backend(backend)
             .zap(zap)
-            .open(provider, SlotNumbers::new(first..first.saturating_add(16)))
+            .open(provider, numbers)
             .with_context(|| format!("cannot open a window with backend {backend}"))?;
         Ok((opened.zap() == zap).then_some(Self::Window(Box::new(opened))))
     }
@@ -77,31 +100,55 @@ impl Mapper {
         len: u64,
         prefault: Prefault,
     ) -> anyhow::Result<()> {
+        self.place(PageRange::new(0, len)?, fd, prefault)
+    }
+
+    /// As [`map`](Self::map), anywhere in the window.
+    pub(crate) fn map_at(&self, range: PageRange, fd: BorrowedFd<'_>) -> anyhow::Result<()> {
+        self.place(range, fd, Prefault::None)
+    }
+
+    fn place(
+        &self,
+        range: PageRange,
+        fd: BorrowedFd<'_>,
+        prefault: Prefault,
+    ) -> anyhow::Result<()> {
         match self {
             Self::Window(window) => {
                 let source = Source::descriptor(fd, 0).prefault(prefault);
-                window.map(PageRange::new(0, len)?, &source, Protection::ReadWrite)?;
+                window.map(range, &source, Protection::ReadWrite)?;
             }
-            Self::Plain(plain) => plain.map(fd, usize::try_from(len)?)?,
+            Self::Plain(plain) => plain.map(start(range)?, len(range)?, fd)?,
         }
         Ok(())
     }
 
     pub(crate) fn replace(&self, fd: BorrowedFd<'_>, len: u64) -> anyhow::Result<()> {
+        self.replace_at(PageRange::new(0, len)?, fd)
+    }
+
+    /// As [`replace`](Self::replace), anywhere in the window.
+    pub(crate) fn replace_at(&self, range: PageRange, fd: BorrowedFd<'_>) -> anyhow::Result<()> {
         match self {
             Self::Window(window) => {
                 let source = Source::descriptor(fd, 0);
-                window.replace(PageRange::new(0, len)?, &source, Protection::ReadWrite)?;
+                window.replace(range, &source, Protection::ReadWrite)?;
             }
-            Self::Plain(plain) => plain.map(fd, usize::try_from(len)?)?,
+            Self::Plain(plain) => plain.map(start(range)?, len(range)?, fd)?,
         }
         Ok(())
     }
 
     pub(crate) fn unmap(&self, len: u64) -> anyhow::Result<()> {
+        self.unmap_at(PageRange::new(0, len)?)
+    }
+
+    /// As [`unmap`](Self::unmap), anywhere in the window.
+    pub(crate) fn unmap_at(&self, range: PageRange) -> anyhow::Result<()> {
         match self {
-            Self::Window(window) => window.unmap(PageRange::new(0, len)?)?,
-            Self::Plain(plain) => plain.unmap(usize::try_from(len)?)?,
+            Self::Window(window) => window.unmap(range)?,
+            Self::Plain(plain) => plain.unmap(start(range)?, len(range)?)?,
         }
         Ok(())
     }
@@ -118,4 +165,12 @@ impl Mapper {
             Self::Plain(_) => 0,
         }
     }
+}
+
+fn start(range: PageRange) -> anyhow::Result<usize> {
+    Ok(usize::try_from(range.start())?)
+}
+
+fn len(range: PageRange) -> anyhow::Result<usize> {
+    Ok(usize::try_from(range.len())?)
 }

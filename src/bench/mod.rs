@@ -5,7 +5,7 @@ pub(crate) mod blob;
 mod contender;
 pub(crate) mod mapper;
 mod plain;
-mod tally;
+pub(crate) mod tally;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -63,21 +63,37 @@ impl Plain {
         unsafe { vm.set_user_memory_region(region) }
     }
 
-    /// Maps `len` bytes of `fd` at the start, over whatever is there.
-    pub(super) fn map(&self, fd: BorrowedFd<'_>, len: usize) -> rustix::io::Result<()> {
-        assert!(len <= self.len, "a blob lies in the window");
+    /// Maps `len` bytes of `fd`, from the start of the file, at `offset`, over whatever is there.
+    pub(super) fn map(
+        &self,
+        offset: usize,
+        len: usize,
+        fd: BorrowedFd<'_>,
+    ) -> rustix::io::Result<()> {
+        let at = self.address(offset, len);
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::FIXED;
-        // SAFETY: the range lies in the reservation, and no reference points into it.
-        unsafe { mmap(self.base, len, access, flags, fd, 0) }.map(drop)
+        // SAFETY: the range lies in the reservation, as `address` has checked, and no reference
+        // points into it.
+        unsafe { mmap(at, len, access, flags, fd, 0) }.map(drop)
     }
 
-    /// Makes `len` bytes at the start a hole.
-    pub(super) fn unmap(&self, len: usize) -> rustix::io::Result<()> {
-        assert!(len <= self.len, "a blob lies in the window");
+    /// Makes `len` bytes at `offset` a hole.
+    pub(super) fn unmap(&self, offset: usize, len: usize) -> rustix::io::Result<()> {
+        let at = self.address(offset, len);
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-        // SAFETY: the range lies in the reservation, and no reference points into it.
-        unsafe { mmap_anonymous(self.base, len, ProtFlags::empty(), flags) }.map(drop)
+        // SAFETY: the range lies in the reservation, as `address` has checked, and no reference
+        // points into it.
+        unsafe { mmap_anonymous(at, len, ProtFlags::empty(), flags) }.map(drop)
+    }
+
+    fn address(&self, offset: usize, len: usize) -> *mut c_void {
+        let end = offset.checked_add(len);
+        assert!(
+            end.is_some_and(|end| end <= self.len),
+            "a blob lies in the window"
+        );
+        self.base.wrapping_byte_add(offset)
     }
 }
 

@@ -67,15 +67,15 @@ impl Tally {
 }
 
 /// The longest latency that a histogram holds, in nanoseconds: an hour.
-const LONGEST: u64 = 3_600_000_000_000;
+pub(crate) const LONGEST: u64 = 3_600_000_000_000;
 
 /// Records a latency.
-pub(super) fn record(histogram: &mut Histogram<u64>, took: Duration) {
+pub(crate) fn record(histogram: &mut Histogram<u64>, took: Duration) {
     histogram.saturating_record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
 }
 
 /// The value in the middle, of an even number the mean of the two in the middle.
-fn median(values: &[f64]) -> Option<f64> {
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

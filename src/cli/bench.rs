@@ -10,7 +10,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::{self, Options};
-use crate::{ready, report};
+use crate::{ready, report, scale};
 
 /// What a shell gives a command that Ctrl-C ended.
 pub(super) const INTERRUPTED: u8 = 130;
@@ -63,6 +63,12 @@ pub(super) struct Arguments {
         "blob", "rate", "working_set", "vcpus", "duration", "rounds", "quick", "html", "svg"
     ])]
     who_zaps: bool,
+    /// Instead: calls among 10, 1 000 and 30 000 mappings of one window, and from several threads
+    #[arg(long, conflicts_with_all = [
+        "ready", "who_zaps",
+        "blob", "rate", "working_set", "vcpus", "duration", "html", "svg"
+    ])]
+    scale: bool,
 }
 
 impl Arguments {
@@ -117,6 +123,15 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             quick: arguments.quick,
         };
         return super::ready::run(options, arguments.json.as_deref());
+    }
+    if arguments.scale {
+        let options = scale::Options {
+            rounds: arguments
+                .rounds
+                .unwrap_or(if arguments.quick { 1 } else { 5 }),
+            quick: arguments.quick,
+        };
+        return super::scale::run(options, arguments.json.as_deref());
     }
     let options = arguments.options();
     let stop = stopped_by_signals()?;

@@ -4,6 +4,7 @@
 mod bench;
 mod doctor;
 mod ready;
+mod scale;
 mod who_zaps;
 
 use std::io::Write;
@@ -126,6 +127,7 @@ mod tests {
             "svg",
             "quick",
             "ready",
+            "scale",
             "rate",
             "blob",
             "working\\-set",
