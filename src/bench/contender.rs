@@ -2,22 +2,20 @@
 //! page that is replaced. Never knows how the rival maps.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 
 use super::blob::{Blobs, Owner};
 use super::mapper::Mapper;
+use super::pace::{Pace, wait};
 use super::tally::{Gap, Tally, record};
+use super::walk::{Walk, work};
 use super::{Options, Slices, WINDOW_BASE};
-use crate::guest::{Guest, Program, Ran};
+use crate::guest::{Guest, Program};
 use crate::report::{Latencies, Rival};
 
-/// Passes over its memory after which a guest has faulted it in.
-const WARM_PASSES: u64 = 2;
-/// How long a guest may take for them, on the slowest host.
-const WARM_LIMIT: Duration = Duration::from_secs(60);
 /// How long a guest may take to look at a page it spins on.
 const LOOK_LIMIT: Duration = Duration::from_millis(2);
 
@@ -64,10 +62,9 @@ pub(super) struct Contender {
     role: Role,
     // Before the guest: a window closes before its VM does.
     mapper: Mapper,
-    guest: Arc<Guest>,
+    walk: Walk,
     blobs: Blobs,
     blob: u64,
-    walk: Program,
     tally: Tally,
 }
 
@@ -78,19 +75,14 @@ impl Contender {
         mapper: Mapper,
         options: &Options,
     ) -> anyhow::Result<Self> {
-        let base = guest.layout().working_set().base;
-        let walk = Program::Walk {
-            base,
-            len: options.working_set,
-        };
+        let walk = Walk::new(guest, options.working_set);
         let blobs = Blobs::new(options.blob, role.owner())?;
         let contender = Self {
             role,
             mapper,
-            guest,
+            walk,
             blobs,
             blob: options.blob,
-            walk,
             tally: Tally::new()?,
         };
         // The segment is registered on first use, which is no steady state.
@@ -106,7 +98,7 @@ impl Contender {
     }
 
     pub(super) fn guest(&self) -> &Guest {
-        &self.guest
+        self.walk.guest()
     }
 
     pub(super) fn latencies(&self) -> Latencies {
@@ -124,24 +116,24 @@ impl Contender {
     }
 
     fn turn(&mut self, slices: &Slices, stop: &AtomicBool) -> anyhow::Result<()> {
-        if !self.warm(stop)? {
+        if !self.walk.warm(stop)? {
             return Ok(());
         }
         if self.role.latencies_only() {
-            self.start_walk()?;
+            self.walk.start()?;
             self.churn(slices, stop)?;
             self.replaces(slices, stop)?;
-            self.stop_walk()?;
+            self.walk.stop()?;
             return Ok(());
         }
-        self.start_walk()?;
+        self.walk.start()?;
         wait(slices.idle, stop);
-        let idle = work(&self.stop_walk()?);
-        self.start_walk()?;
-        let (faults, calls) = (self.faults(), self.mapper.slot_calls());
+        let idle = work(&self.walk.stop()?);
+        self.walk.start()?;
+        let (faults, calls) = (self.walk.faults(), self.mapper.slot_calls());
         let ops = self.churn(slices, stop)?;
-        let (faults_after, calls_after) = (self.faults(), self.mapper.slot_calls());
-        let churned = work(&self.stop_walk()?);
+        let (faults_after, calls_after) = (self.walk.faults(), self.mapper.slot_calls());
+        let churned = work(&self.walk.stop()?);
         if let (Some(idle), Some(churned)) = (idle, churned) {
             self.tally.kept.push(churned / idle);
         }
@@ -153,36 +145,10 @@ impl Contender {
             let new = after.saturating_sub(before);
             self.tally.churn_faults = Some(so_far.saturating_add(new));
         }
-        self.start_walk()?;
+        self.walk.start()?;
         self.replaces(slices, stop)?;
-        self.stop_walk()?;
+        self.walk.stop()?;
         self.gap(slices, stop)
-    }
-
-    /// Lets the guest fault its memory in; false where the run was stopped meanwhile.
-    fn warm(&self, stop: &AtomicBool) -> anyhow::Result<bool> {
-        self.start_walk()?;
-        let begun = Instant::now();
-        let all_warm = || -> anyhow::Result<bool> {
-            for vcpu in 0..self.guest.vcpu_count() {
-                if self.guest.passes(vcpu)? < WARM_PASSES {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        };
-        let mut warm = all_warm()?;
-        while !warm && !stop.load(Ordering::Relaxed) {
-            ensure!(
-                begun.elapsed() < WARM_LIMIT,
-                "cannot warm the guest up: it made no {WARM_PASSES} passes over its memory in \
-                 {WARM_LIMIT:?}; pass a smaller --working-set"
-            );
-            std::thread::sleep(Duration::from_millis(1));
-            warm = all_warm()?;
-        }
-        self.stop_walk()?;
-        Ok(warm)
     }
 
     /// Maps and unmaps at the rate asked for. Returns the number of operations.
@@ -221,7 +187,7 @@ impl Contender {
     fn gap(&mut self, slices: &Slices, stop: &AtomicBool) -> anyhow::Result<()> {
         let first = self.blobs.number_the_next()?;
         self.mapper.map(self.blobs.current(), self.blob)?;
-        self.guest.start(
+        self.walk.guest().start(
             0,
             Program::Watch {
                 page: WINDOW_BASE,
@@ -234,14 +200,14 @@ impl Contender {
         while pace.goes_on(stop) {
             let number = self.blobs.number_the_next()?;
             self.mapper.replace(self.blobs.current(), self.blob)?;
-            self.guest.set_expected(0, number)?;
+            self.walk.guest().set_expected(0, number)?;
             // A replace that the guest never looked at proves nothing.
             if self.look()? {
                 gap.replaces = gap.replaces.saturating_add(1);
             }
         }
-        let stale = self.guest.stale(0)?;
-        let ran = self.guest.stop(0)?;
+        let stale = self.walk.guest().stale(0)?;
+        let ran = self.walk.guest().stop(0)?;
         let Gap { exits, .. } = gap;
         gap.exits = exits.saturating_add(ran.efaults).saturating_add(ran.mmio);
         gap.stale = gap.stale.saturating_add(stale);
@@ -252,79 +218,13 @@ impl Contender {
     /// Waits until the guest has looked at the page anew; false where it did not in time.
     fn look(&self) -> anyhow::Result<bool> {
         let begun = Instant::now();
-        let before = self.guest.passes(0)?;
+        let before = self.walk.guest().passes(0)?;
         while begun.elapsed() < LOOK_LIMIT {
-            if self.guest.passes(0)? >= before.saturating_add(2) {
+            if self.walk.guest().passes(0)? >= before.saturating_add(2) {
                 return Ok(true);
             }
             std::hint::spin_loop();
         }
         Ok(false)
-    }
-
-    fn start_walk(&self) -> anyhow::Result<()> {
-        for vcpu in 0..self.guest.vcpu_count() {
-            self.guest.start(vcpu, self.walk)?;
-        }
-        Ok(())
-    }
-
-    fn stop_walk(&self) -> anyhow::Result<Vec<Ran>> {
-        (0..self.guest.vcpu_count())
-            .map(|vcpu| Ok(self.guest.stop(vcpu)?))
-            .collect()
-    }
-
-    /// Guest page faults so far, of all vCPUs; `None` where the kernel does not count them.
-    fn faults(&self) -> Option<u64> {
-        (0..self.guest.vcpu_count()).try_fold(0_u64, |sum, vcpu| {
-            let stats = self.guest.vcpu_stats(vcpu)?;
-            Some(sum.saturating_add(stats.read("pf_taken").ok()??))
-        })
-    }
-}
-
-/// Guest accesses per second of vCPU-thread CPU time.
-fn work(ran: &[Ran]) -> Option<f64> {
-    let accesses: u64 = ran.iter().map(|ran| ran.accesses).sum();
-    let cpu: f64 = ran.iter().map(|ran| ran.cpu.as_secs_f64()).sum();
-    (accesses > 0 && cpu > 0.0).then(|| accesses as f64 / cpu)
-}
-
-/// Steps at a fixed rate until an end.
-#[derive(Debug)]
-struct Pace {
-    next: Instant,
-    end: Instant,
-    step: Duration,
-}
-
-impl Pace {
-    fn new(length: Duration, step: Duration) -> Self {
-        let next = Instant::now();
-        Self {
-            next,
-            end: next.checked_add(length).unwrap_or(next),
-            step,
-        }
-    }
-
-    fn goes_on(&self, stop: &AtomicBool) -> bool {
-        Instant::now() < self.end && !stop.load(Ordering::Relaxed)
-    }
-
-    /// Waits for the next step. One that is late already is not made up for.
-    fn step(&mut self) {
-        let now = Instant::now();
-        let next = self.next.checked_add(self.step).unwrap_or(now);
-        self.next = next.max(now);
-        std::thread::sleep(next.saturating_duration_since(now));
-    }
-}
-
-fn wait(length: Duration, stop: &AtomicBool) {
-    let mut pace = Pace::new(length, Duration::from_millis(10));
-    while pace.goes_on(stop) {
-        pace.step();
     }
 }

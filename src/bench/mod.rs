@@ -4,8 +4,10 @@
 pub(crate) mod blob;
 mod contender;
 pub(crate) mod mapper;
+pub(crate) mod pace;
 mod plain;
 pub(crate) mod tally;
+pub(crate) mod walk;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
