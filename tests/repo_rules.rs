@@ -115,7 +115,9 @@ fn a_file_that_opens_the_fence_says_why() {
 fn address_space_changes_in_one_file_of_the_library() {
     let mut broken = Vec::new();
     for (name, text) in tracked(".rs") {
-        if !name.starts_with("plugin/src/") || name == "plugin/src/arena/mod.rs" {
+        // The second is for the tests: it plays a kernel that fails half-way.
+        let may = ["plugin/src/arena/mod.rs", "plugin/src/arena/faults.rs"];
+        if !name.starts_with("plugin/src/") || may.contains(&name.as_str()) {
             continue;
         }
         for (at, line) in code(&text).filter(|(_, line)| line.contains("rustix::mm")) {

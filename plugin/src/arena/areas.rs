@@ -22,6 +22,12 @@ const PER_MAPPING: isize = 2;
 /// What all windows of the process use, at their worst.
 static WINDOWS: AtomicIsize = AtomicIsize::new(0);
 
+/// What all windows of the process use now.
+#[cfg(test)]
+pub(crate) fn used_by_windows() -> isize {
+    WINDOWS.load(Ordering::Relaxed)
+}
+
 /// The budget as one window sees it.
 #[derive(Debug)]
 pub(crate) struct Areas {

@@ -18,6 +18,9 @@
 #![expect(unsafe_code, reason = "the one place that changes the address space")]
 
 pub(crate) mod areas;
+mod calls;
+#[cfg(test)]
+pub(crate) mod faults;
 
 use std::ffi::c_void;
 use std::hash::{BuildHasher, RandomState};
@@ -28,6 +31,8 @@ use rustix::mm::{
     Advice, MapFlags, MprotectFlags, MremapFlags, MsyncFlags, ProtFlags, madvise, mmap,
     mmap_anonymous, mprotect, mremap, mremap_fixed, msync, munmap,
 };
+
+use calls::{Call, through};
 
 use crate::error::StateAfter;
 use crate::range::{GuestAddress, HUGE_1G, HUGE_2M, PageRange};
@@ -170,11 +175,12 @@ impl Arena {
             staged.len, len,
             "a staged mapping has the length of its range"
         );
-        let from = staged.address as *mut c_void;
-        // SAFETY: both ranges are ours, by rules 1 and 3, and nobody refers to them, by rule 2.
-        // The lengths are equal, so nothing beyond the two ranges is touched.
-        let moved =
-            unsafe { mremap_fixed(from, len, len, MremapFlags::MAYMOVE, address as *mut c_void) };
+        let (from, to) = (staged.address as *mut c_void, address as *mut c_void);
+        let moved = through(Call::Move, Some((address, len)), || {
+            // SAFETY: both ranges are ours, by rules 1 and 3, and nobody refers to them, by rule 2.
+            // The lengths are equal, so nothing beyond the two ranges is touched.
+            unsafe { mremap_fixed(from, len, len, MremapFlags::MAYMOVE, to) }
+        });
         match moved {
             Ok(_) => {
                 staged.moved_away();
@@ -195,9 +201,11 @@ impl Arena {
     ) -> Result<(), Refused> {
         let (address, len) = self.span(range);
         let flags = MapFlags::SHARED | MapFlags::FIXED;
-        let address = address as *mut c_void;
-        // SAFETY: the range is ours, by rules 1 and 3, and nobody refers to it, by rule 2.
-        let mapped = unsafe { mmap(address, len, access(protection), flags, fd, offset) };
+        let at = address as *mut c_void;
+        let mapped = through(Call::Map, Some((address, len)), || {
+            // SAFETY: the range is ours, by rules 1 and 3, and nobody refers to it, by rule 2.
+            unsafe { mmap(at, len, access(protection), flags, fd, offset) }
+        });
         mapped.map(drop).map_err(|errno| self.after(range, errno))
     }
 
@@ -236,13 +244,16 @@ impl Arena {
         Refused { errno, state }
     }
 
-    /// Whether any page of `range` is not mapped at all.
+    /// Whether any page of `range` is not mapped at all. Where the kernel does not say (a filter of
+    /// system calls can forbid the question), it counts as so.
     pub(crate) fn has_gap(&self, range: PageRange) -> bool {
         let (address, len) = self.span(range);
-        // SAFETY: with MS_ASYNC the call changes nothing, it only says whether all of the range
-        // is mapped (man page msync(2), ENOMEM; Linux: mm/msync.c).
-        let found = unsafe { msync(address as *mut c_void, len, MsyncFlags::ASYNC) };
-        found == Err(Errno::NOMEM)
+        let found = through(Call::Look, None, || {
+            // SAFETY: with MS_ASYNC the call changes nothing, it only says whether all of the range
+            // is mapped (man page msync(2), ENOMEM; Linux: mm/msync.c).
+            unsafe { msync(address as *mut c_void, len, MsyncFlags::ASYNC) }
+        });
+        found.is_err()
     }
 
     /// A second mapping of what `range` of this arena has, or an error where the kernel cannot
@@ -283,8 +294,10 @@ impl Staged {
     ) -> rustix::io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
         let hint = hint(len, site)? as *mut c_void;
-        // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
-        let mapped = unsafe { mmap(hint, len, access(protection), MapFlags::SHARED, fd, offset) }?;
+        let mapped = through(Call::Map, None, || {
+            // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
+            unsafe { mmap(hint, len, access(protection), MapFlags::SHARED, fd, offset) }
+        })?;
         Ok(Self {
             address: mapped.addr(),
             len,
@@ -299,8 +312,10 @@ impl Staged {
     ) -> rustix::io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
         let hint = hint(len, site)? as *mut c_void;
-        // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
-        let mapped = unsafe { mmap_anonymous(hint, len, access(protection), MapFlags::SHARED) }?;
+        let mapped = through(Call::Map, None, || {
+            // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
+            unsafe { mmap_anonymous(hint, len, access(protection), MapFlags::SHARED) }
+        })?;
         Ok(Self {
             address: mapped.addr(),
             len,
@@ -311,9 +326,11 @@ impl Staged {
     /// that it has there. The caller has seen that all `len` bytes lie in one shared mapping.
     pub(crate) fn duplicate(address: usize, len: usize) -> rustix::io::Result<Self> {
         let from = address as *mut c_void;
-        // SAFETY: with an old size of 0 the old mapping stays as it is, and without a fixed
-        // address the kernel picks a free range (man page mremap(2)), so nothing is replaced.
-        let mapped = unsafe { mremap(from, 0, len, MremapFlags::MAYMOVE) }?;
+        let mapped = through(Call::Duplicate, None, || {
+            // SAFETY: with an old size of 0 the old mapping stays as it is, and without a fixed
+            // address the kernel picks a free range (man page mremap(2)), so nothing is replaced.
+            unsafe { mremap(from, 0, len, MremapFlags::MAYMOVE) }
+        })?;
         Ok(Self {
             address: mapped.addr(),
             len,
@@ -326,8 +343,10 @@ impl Staged {
             Protection::ReadOnly => MprotectFlags::READ,
             Protection::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
         };
-        // SAFETY: the range is this value's own, by rule 1, and nobody refers to it, by rule 2.
-        unsafe { mprotect(self.address as *mut c_void, self.len, flags) }
+        through(Call::Protect, None, || {
+            // SAFETY: the range is this value's own, by rule 1, and nobody refers to it, by rule 2.
+            unsafe { mprotect(self.address as *mut c_void, self.len, flags) }
+        })
     }
 
     /// Brings in all pages, without a signal should the file have lost some.
@@ -337,9 +356,11 @@ impl Staged {
             Populate::Write => Advice::LinuxPopulateWrite,
         };
         rustix::io::retry_on_intr(|| {
-            // SAFETY: the range is this value's own, by rule 1. The kernel fills page tables and
-            // changes no byte of the memory (man page madvise(2), MADV_POPULATE_WRITE).
-            unsafe { madvise(self.address as *mut c_void, self.len, advice) }
+            through(Call::Populate, None, || {
+                // SAFETY: the range is this value's own, by rule 1. The kernel fills page tables
+                // and changes no byte of the memory (man page madvise(2), MADV_POPULATE_WRITE).
+                unsafe { madvise(self.address as *mut c_void, self.len, advice) }
+            })
         })
     }
 
@@ -375,19 +396,26 @@ fn hint(len: usize, site: Site) -> rustix::io::Result<usize> {
 
 /// Maps memory without access at `address`, which is ours where `placement` is `FIXED`.
 fn map_hole(address: usize, len: usize, placement: MapFlags) -> rustix::io::Result<usize> {
-    let address = address as *mut c_void;
-    // SAFETY: with FIXED the callers, all in this file, pass ranges of their own arena (rules 1
-    // to 3); without it the kernel replaces nothing.
-    let mapped = unsafe { mmap_anonymous(address, len, ProtFlags::empty(), HOLE | placement) }?;
+    // FIXED_NOREPLACE is a bit of its own, and covers nothing.
+    let covered = (placement == MapFlags::FIXED).then_some((address, len));
+    let at = address as *mut c_void;
+    let mapped = through(Call::MapHole, covered, || {
+        // SAFETY: with FIXED the callers, all in this file, pass ranges of their own arena (rules
+        // 1 to 3); without it the kernel replaces nothing.
+        unsafe { mmap_anonymous(at, len, ProtFlags::empty(), HOLE | placement) }
+    })?;
     Ok(mapped.addr())
 }
 
 /// Gives a range back that an `Arena` or a `Staged` owned until now.
 fn unmap(address: usize, len: usize) {
-    // SAFETY: the callers are the drops of the two owners and `reserve`, each for a range that it
-    // owns and will not use again; nobody refers to it, by rule 2, and no memslot lies over it,
-    // by rule 4.
-    if let Err(errno) = unsafe { munmap(address as *mut c_void, len) } {
+    let unmapped = through(Call::Unmap, None, || {
+        // SAFETY: the callers are the drops of the two owners and `reserve`, each for a range that
+        // it owns and will not use again; nobody refers to it, by rule 2, and no memslot lies over
+        // it, by rule 4.
+        unsafe { munmap(address as *mut c_void, len) }
+    });
+    if let Err(errno) = unmapped {
         log::warn!("cannot unmap {len:#x} bytes of address space: {errno}");
     }
 }

@@ -12,7 +12,7 @@ pub(crate) mod kvm_prefault;
     dead_code,
     reason = "shared with the tests of the public face"
 )]
-mod recorder;
+pub(crate) mod recorder;
 pub(crate) mod table;
 
 use std::fmt::Debug;

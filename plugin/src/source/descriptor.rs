@@ -148,12 +148,7 @@ impl Descriptor {
     }
 
     fn admit_access(&self, range: PageRange, protection: Protection) -> Result<(), Error> {
-        let allowed = |flags| match flags & OFlags::ACCMODE {
-            OFlags::WRONLY => false,
-            OFlags::RDONLY => !protection.is_writable(),
-            _ => true,
-        };
-        if let Some(flags) = self.flags.filter(|flags| !allowed(*flags)) {
+        if let Some(flags) = self.flags.filter(|flags| !allows(*flags, protection)) {
             return Err(access_error(range, flags, protection));
         }
         match self.seals {
@@ -178,18 +173,23 @@ impl Descriptor {
     }
 }
 
-/// What to say of a descriptor that the kernel refused for its access mode.
+/// What to say of a descriptor that the kernel refused with `EACCES`, if it is for its access mode:
+/// a security module says the same.
 pub(crate) fn access_refused(
     fd: BorrowedFd<'_>,
     range: PageRange,
     protection: Protection,
-) -> Error {
-    match fcntl_getfl(fd) {
-        Ok(flags) => access_error(range, flags, protection),
-        Err(errno) => Error::Inspect {
-            range,
-            source: errno.into(),
-        },
+) -> Option<Error> {
+    let flags = fcntl_getfl(fd).ok()?;
+    (!allows(flags, protection)).then(|| access_error(range, flags, protection))
+}
+
+/// Whether a descriptor that is open like this can be mapped with that protection.
+fn allows(flags: OFlags, protection: Protection) -> bool {
+    match flags & OFlags::ACCMODE {
+        OFlags::WRONLY => false,
+        OFlags::RDONLY => !protection.is_writable(),
+        _ => true,
     }
 }
 

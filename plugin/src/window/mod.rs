@@ -3,6 +3,8 @@
 
 mod alignment;
 pub(crate) mod batch;
+#[cfg(test)]
+mod call_faults;
 pub(crate) mod counters;
 pub(crate) mod options;
 mod prefault;

@@ -141,9 +141,11 @@ impl Shared {
                     return Ok((direct, origin, None));
                 }
                 let staged = Staged::descriptor(range.len(), fd, offset, protection, site);
-                let staged = staged.map_err(|errno| match errno {
-                    Errno::ACCESS => access_refused(fd, range, protection),
-                    errno => failed(errno),
+                let staged = staged.map_err(|errno| {
+                    let access = (errno == Errno::ACCESS)
+                        .then(|| access_refused(fd, range, protection))
+                        .flatten();
+                    access.unwrap_or_else(|| failed(errno))
                 })?;
                 let keep = keep(kind, fd).map_err(failed)?;
                 Ok((Placement::Staged(staged), origin, keep))

@@ -419,9 +419,11 @@ fn place(shared: &Shared, change: Prepared<'_>, undo: &Undo) -> Result<(), Error
             protection,
         } => {
             let placed = shared.arena.place_directly(range, fd, offset, protection);
-            placed.map_err(|refused| match (refused.errno, refused.state) {
-                (Errno::ACCESS, StateAfter::Unchanged) => access_refused(fd, range, protection),
-                _ => refusal(range, &refused),
+            placed.map_err(|refused| {
+                let judged =
+                    (refused.errno, refused.state) == (Errno::ACCESS, StateAfter::Unchanged);
+                let access = judged.then(|| access_refused(fd, range, protection));
+                access.flatten().unwrap_or_else(|| refusal(range, &refused))
             })?;
             count(&shared.tally.direct);
         }

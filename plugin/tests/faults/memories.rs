@@ -13,9 +13,12 @@ use std::ptr::{NonNull, null_mut};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use vm_remap::Protection::ReadWrite;
-use vm_remap::{Batch, Error, GuestAddress, OnWorkers, PAGE_SIZE, PageRange, Slot, Source, Window};
+use vm_remap::{
+    Batch, Error, GuestAddress, LayoutRecord, MappingRecord, OnWorkers, Origin, PAGE_SIZE,
+    PageRange, Prefault, Slot, Source, Window,
+};
 
-use crate::script::{Change, Memory, PAGES, Step};
+use super::script::{Change, Memory, PAGES, Step};
 
 const LEN: u64 = PAGES * PAGE_SIZE;
 
@@ -74,6 +77,10 @@ impl Memories {
     fn source(&self, memory: Memory) -> Source<'_> {
         let address = match memory {
             Memory::Peer => return Source::descriptor(self.peer.as_fd(), 0),
+            Memory::Filled => {
+                let source = Source::descriptor(self.peer.as_fd(), 0);
+                return source.prefault(Prefault::HostWrite);
+            }
             Memory::Sealed => return Source::descriptor(self.sealed.as_fd(), 0),
             Memory::Anonymous => return Source::anonymous(),
             Memory::Shared => self.shared,
@@ -95,6 +102,7 @@ impl Memories {
                 Change::Unmap(start, count) => window.unmap(pages(start, count)),
             },
             Step::Batch(changes) => window.commit(&self.batch(changes)),
+            Step::Replay(maps) => self.replay(window, maps),
             Step::Relocate(base) => window.relocate(GuestAddress(*base)),
             Step::InvalidateRoots => window.invalidate_roots(OnWorkers::Allow).map(drop),
         }
@@ -114,5 +122,26 @@ impl Memories {
             };
         }
         batch
+    }
+
+    fn replay(&self, window: &Window, maps: &[(u64, u64, Memory)]) -> Result<(), Error> {
+        let entry = |&(start, count, memory): &(u64, u64, Memory)| MappingRecord {
+            offset: start * PAGE_SIZE,
+            len: count * PAGE_SIZE,
+            protection: ReadWrite,
+            origin: Origin::Anonymous,
+            label: memory as u64,
+        };
+        let record = LayoutRecord {
+            version: 1,
+            base: 0,
+            window: LEN,
+            mappings: maps.iter().map(entry).collect(),
+        };
+        window.replay(&record, |recorded| {
+            let mut maps = maps.iter();
+            let found = maps.find(|(start, ..)| start * PAGE_SIZE == recorded.offset);
+            Ok(self.source(found.unwrap().2))
+        })
     }
 }

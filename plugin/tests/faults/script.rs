@@ -1,9 +1,9 @@
 //! Owns what is done to a window, step by step, and the model of what the guest must see after
 //! it. Never looks at a window.
 
-use crate::script::Change::{Map, Replace, Unmap};
-use crate::script::Memory::{Anonymous, Peer, Private, Sealed, Shared};
-use crate::script::Step::{Batch, InvalidateRoots, One, Relocate};
+use self::Change::{Map, Replace, Unmap};
+use self::Memory::{Anonymous, Filled, Peer, Private, Sealed, Shared};
+use self::Step::{Batch, InvalidateRoots, One, Relocate, Replay};
 
 /// Pages of the window, and of each memory.
 pub const PAGES: u64 = 32;
@@ -13,6 +13,8 @@ pub const PAGES: u64 = 32;
 pub enum Memory {
     /// A memfd that can shrink: staged.
     Peer,
+    /// The same, with its pages brought in before.
+    Filled,
     /// A memfd that cannot: mapped directly.
     Sealed,
     /// Host memory that can be duplicated.
@@ -26,7 +28,7 @@ impl Memory {
     /// The byte that fills page `page`.
     pub fn byte(self, page: u64) -> u8 {
         let first = match self {
-            Peer => 1,
+            Peer | Filled => 1,
             Sealed => 40,
             Shared => 80,
             Private => 120,
@@ -48,6 +50,8 @@ pub enum Change {
 pub enum Step {
     One(Change),
     Batch(Vec<Change>),
+    /// First pages, counts of pages and memories of a record.
+    Replay(Vec<(u64, u64, Memory)>),
     Relocate(u64),
     InvalidateRoots,
 }
@@ -71,9 +75,16 @@ impl Model {
 
     /// The model after a step, or `None` where the step must be refused.
     pub fn after(&self, step: &Step) -> Option<Self> {
+        let replayed: Vec<Change>;
         let changes = match step {
             One(change) => std::slice::from_ref(change),
             Batch(changes) => changes.as_slice(),
+            Replay(_) if self.mapped() > 0 => return None,
+            Replay(maps) => {
+                let map = |&(start, count, memory)| Map(start, count, memory);
+                replayed = maps.iter().map(map).collect();
+                &replayed
+            }
             Relocate(_) | InvalidateRoots => &[],
         };
         let mut after = self.clone();
@@ -111,13 +122,14 @@ impl Model {
 
 pub type Script = (&'static str, Vec<Step>);
 
-pub fn scripts() -> [Script; 5] {
+pub fn scripts() -> [Script; 6] {
     [
         ("single changes", singles()),
         ("cuts", cuts()),
         ("batches", batches()),
         ("host memory", host_memory()),
         ("host memory in batches", host_memory_in_batches()),
+        ("records and prefault", records_and_prefault()),
     ]
 }
 
@@ -213,5 +225,22 @@ fn host_memory_in_batches() -> Vec<Step> {
         ]),
         Batch(vec![Unmap(0, 32), Map(0, 2, Private)]),
         One(Unmap(0, 2)),
+    ]
+}
+
+fn records_and_prefault() -> Vec<Step> {
+    vec![
+        One(Map(0, 6, Filled)),
+        // Not empty: refused before any call.
+        Replay(vec![(8, 1, Peer)]),
+        One(Replace(2, 8, Filled)),
+        Batch(vec![Replace(4, 4, Filled), Unmap(0, 12)]),
+        Replay(vec![
+            (0, 4, Peer),
+            (4, 2, Filled),
+            (9, 3, Shared),
+            (20, 4, Anonymous),
+        ]),
+        One(Unmap(0, 32)),
     ]
 }

@@ -1,6 +1,7 @@
-//! Owns one run of a script under one plan of faults, and what must hold after each of its steps.
+//! Owns one run of a script under one plan of trouble, and what must hold after each of its steps.
 //! Never chooses either.
 
+use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -9,17 +10,56 @@ use vm_remap::{
     Source, StateAfter, Window, WindowOptions,
 };
 
-use crate::eyes::{give_back, is_mapped, peek};
-use crate::findings::Findings;
-use crate::memories::{Memories, pages};
-use crate::provider::{Flaky, Plan, Told};
-use crate::script::{Change, Memory, Model, PAGES, Step};
+use super::eyes::{give_back, is_mapped, peek};
+use super::findings::Findings;
+use super::memories::{Memories, pages};
+use super::provider::{Flaky, Plan, Told};
+use super::script::{Change, Memory, Model, PAGES, Step};
 
 const BASE: GuestAddress = GuestAddress(4 << 30);
 const SCRATCH: GuestAddress = GuestAddress(64 << 30);
 const LEN: u64 = PAGES * PAGE_SIZE;
 
-/// What is run, whatever the plan.
+/// What goes wrong in a run, and what may come of it.
+pub trait Trouble: Debug {
+    /// Begins, when the window is open.
+    fn begin(&self, provider: &Flaky);
+
+    /// Whether nothing goes wrong.
+    fn is_none(&self) -> bool;
+
+    /// What is wrong with the error of a call, if anything.
+    fn judge(&self, _: &Error) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether what went wrong so far lets a poisoned window have a gap.
+    fn leaves_a_gap(&self) -> bool {
+        false
+    }
+
+    /// Whether what went wrong so far lets `close` keep address space and succeed.
+    fn keeps_address_space(&self) -> bool {
+        false
+    }
+
+    /// What is wrong when the window is gone and its arena, should it be kept, still there.
+    fn end(&self) -> Option<&'static str> {
+        None
+    }
+}
+
+impl Trouble for Plan {
+    fn begin(&self, provider: &Flaky) {
+        provider.follow(self);
+    }
+
+    fn is_none(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+/// What is run, whatever the trouble.
 #[derive(Debug)]
 pub struct Setting {
     pub backend: BackendKind,
@@ -31,7 +71,7 @@ pub struct Setting {
 /// The run and what is known of it, apart from the window itself.
 struct Case<'a> {
     setting: &'a Setting,
-    plan: &'a Plan,
+    trouble: &'a dyn Trouble,
     memories: &'a Memories,
     findings: &'a mut Findings,
     provider: Arc<Flaky>,
@@ -46,7 +86,12 @@ struct Case<'a> {
 
 /// Runs the script to its end, or to where the window can only be closed, and closes it. Returns
 /// how many calls the hypervisor was asked for.
-pub fn run(setting: &Setting, memories: &Memories, plan: &Plan, findings: &mut Findings) -> u64 {
+pub fn run(
+    setting: &Setting,
+    memories: &Memories,
+    trouble: &dyn Trouble,
+    findings: &mut Findings,
+) -> u64 {
     let provider = Arc::new(Flaky::default());
     let window = WindowOptions::new(BASE, LEN)
         .segment_size(LEN / 4)
@@ -59,10 +104,10 @@ pub fn run(setting: &Setting, memories: &Memories, plan: &Plan, findings: &mut F
         )
         .unwrap();
     let arena = arena(&window);
-    provider.follow(plan);
+    trouble.begin(&provider);
     let mut case = Case {
         setting,
-        plan,
+        trouble,
         memories,
         findings,
         provider,
@@ -101,11 +146,11 @@ fn books(window: &Window) -> (GuestAddress, Vec<(PageRange, Origin)>) {
 
 impl Case<'_> {
     fn note(&mut self, what: &'static str, detail: &str) {
-        let (setting, plan) = (self.setting, self.plan);
+        let (setting, trouble) = (self.setting, self.trouble);
         let (last, log) = (&self.last, self.provider.log());
         self.findings.note(what, || {
             format!(
-                "{} with {} slot numbers, {}, {plan:?}\n    {last}\n    {log}\n    {detail}",
+                "{} with {} slot numbers, {}, {trouble:?}\n    {last}\n    {log}\n    {detail}",
                 setting.backend, setting.numbers, setting.script,
             )
         });
@@ -139,7 +184,7 @@ impl Case<'_> {
                 }
             }
         }
-        if !is_mapped(self.arena, LEN) {
+        if !(is_mapped(self.arena, LEN) || self.poisoned && self.trouble.leaves_a_gap()) {
             self.note("the arena has a gap", "");
         }
         if self.panicked {
@@ -157,7 +202,10 @@ impl Case<'_> {
 
     fn failed(&mut self, step: &Step, error: &Error) {
         let reason = self.model.after(step).is_none() || self.setting.numbers < PAGES as u32;
-        if self.plan.is_empty() && !reason {
+        if let Some(what) = self.trouble.judge(error).filter(|_| !reason) {
+            self.note(what, "");
+        }
+        if self.trouble.is_none() && !reason {
             self.note("a call fails for no reason", "");
         }
         match (error.state_after(), step) {
@@ -250,7 +298,8 @@ impl Case<'_> {
         ] {
             let memories = self.memories;
             let made = catch_unwind(AssertUnwindSafe(|| memories.carry_out(window, &step)));
-            if !matches!(made, Ok(Err(Error::Poisoned))) {
+            // What fails before the window is asked has not changed it either.
+            if !matches!(made, Ok(Err(Error::Poisoned | Error::Stage { .. }))) {
                 self.note("a poisoned window goes on", &format!("{step:?}: {made:?}"));
             }
         }
@@ -264,7 +313,7 @@ impl Case<'_> {
         let closed = catch_unwind(AssertUnwindSafe(|| window.close()));
         self.last = format!("{}; closed: {:?}", self.last, closed.as_ref().ok());
         let live = self.provider.live();
-        let given_back = !is_mapped(self.arena, LEN);
+        let given_back = !is_mapped(self.arena, LEN) && !self.trouble.leaves_a_gap();
         if given_back && live.iter().any(|slot| !self.memories.hold(slot)) {
             self.note(
                 "a slot lives over memory that was given back",
@@ -273,7 +322,12 @@ impl Case<'_> {
         }
         match closed {
             Ok(Ok(())) if !live.is_empty() => self.note("close succeeds and slots live", ""),
-            Ok(Ok(())) if !given_back && !self.poisoned && !self.panicked => {
+            Ok(Ok(()))
+                if !(given_back
+                    || self.poisoned
+                    || self.panicked
+                    || self.trouble.keeps_address_space()) =>
+            {
                 self.note("close succeeds and keeps the arena", "");
             }
             Ok(Err(_)) if live.is_empty() => self.note("close fails and no slot lives", ""),
@@ -291,6 +345,9 @@ impl Case<'_> {
         // After a panic the window takes the slot for registered, which can be wrong.
         if let Some(misuse) = self.provider.misuse().filter(|_| !self.panicked) {
             self.note("the hypervisor is asked for what cannot be", &misuse);
+        }
+        if let Some(what) = self.trouble.end() {
+            self.note(what, "");
         }
         if !given_back {
             give_back(self.arena, LEN);
