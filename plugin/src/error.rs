@@ -160,6 +160,34 @@ pub enum Error {
         /// The seals, as `F_GET_SEALS` has them.
         seals: u32,
     },
+    /// A descriptor of a kind that the source's policy keeps out.
+    #[error(
+        "cannot map {range} from {kind}: the policy accepts {accepted}; pass one of these, or \
+         choose a policy that accepts it"
+    )]
+    PolicyKind {
+        /// The range asked for.
+        range: PageRange,
+        /// What the descriptor is.
+        kind: String,
+        /// The kinds that the policy accepts.
+        accepted: String,
+    },
+    /// A descriptor without the seals that the source's policy wants.
+    #[error(
+        "cannot map {range} from {kind} with seals {found:#x}: the policy wants {wanted:#x} among \
+         them; have its owner add them, or choose a policy that wants less"
+    )]
+    PolicySeals {
+        /// The range asked for.
+        range: PageRange,
+        /// What the descriptor is.
+        kind: String,
+        /// Its seals, as `F_GET_SEALS` has them.
+        found: u32,
+        /// The seals that the policy wants.
+        wanted: u32,
+    },
     /// Huge pages that do not lie on their own boundaries.
     #[error(
         "cannot map {range} from huge pages of {page_size:#x} bytes: host address {address:#x}, \
@@ -366,7 +394,7 @@ impl Error {
             Self::DescriptorKind { .. } => Errno::NODEV,
             Self::PastEnd { .. } => Errno::OVERFLOW,
             Self::DescriptorAccess { .. } => Errno::ACCESS,
-            Self::Sealed { .. } => Errno::PERM,
+            Self::Sealed { .. } | Self::PolicyKind { .. } | Self::PolicySeals { .. } => Errno::PERM,
             Self::MapCount { .. } => Errno::NOMEM,
             Self::SlotNumbers { .. } | Self::NoScratchPage => Errno::NOSPC,
             Self::WorkerZaps { .. } | Self::PreciseZap => Errno::OPNOTSUPP,

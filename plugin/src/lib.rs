@@ -59,6 +59,7 @@ pub use range::{GuestAddress, PAGE_SIZE, PageRange};
 pub use slots::kvm_prefault::KvmSlots;
 pub use slots::{Slot, SlotNumbers, SlotProvider};
 pub use source::descriptor::DescriptorKind;
+pub use source::policy::DescriptorPolicy;
 pub use source::prefault::Prefault;
 pub use source::{Protection, Source};
 pub use window::batch::Batch;

@@ -83,6 +83,17 @@ fn errors() -> Vec<(Error, &'static str, i32)> {
             22,
         ),
         (
+            Error::PolicySeals {
+                range,
+                kind: "hugetlb 0x200000".to_owned(),
+                found: 1,
+                wanted: 2,
+            },
+            "cannot map 0x1000..0x3000 from hugetlb 0x200000 with seals 0x1: the policy wants 0x2 \
+             among them; have its owner add them, or choose a policy that wants less",
+            1,
+        ),
+        (
             Error::MapCount {
                 range,
                 needed: 2,

@@ -52,8 +52,11 @@ pub(crate) struct Descriptor {
     pub(crate) kind: DescriptorKind,
     pub(crate) device: u64,
     pub(crate) inode: u64,
+    /// Asked for where the seals leave the kind open.
+    file_system: Option<i64>,
     size: u64,
-    seals: Option<SealFlags>,
+    /// Read before the size: what is sealed against shrinking keeps at least that.
+    pub(super) seals: Option<SealFlags>,
     /// Not asked for where [`Descriptor::cannot_fail_halfway`] holds: the kernel judges the access
     /// mode before it unmaps anything (mmap(2), EACCES; Linux: `mm/mmap.c` `do_mmap`).
     flags: Option<OFlags>,
@@ -83,20 +86,23 @@ impl Descriptor {
         };
         let stat = fstat(fd).map_err(failed)?;
         // Seals exist on tmpfs and hugetlbfs only, and huge pages are larger than this.
-        let kind = if seals.is_some() && u64::try_from(stat.st_blksize) == Ok(PAGE_SIZE) {
-            DescriptorKind::Shmem
-        } else {
-            let file_system = fstatfs(fd).map_err(failed)?;
-            let page_size = u64::try_from(file_system.f_bsize).unwrap_or(PAGE_SIZE);
-            let file_type = FileType::from_raw_mode(stat.st_mode);
-            kind_of(file_type, file_system.f_type, page_size).map_err(refused)?
-        };
+        let (kind, file_system) =
+            if seals.is_some() && u64::try_from(stat.st_blksize) == Ok(PAGE_SIZE) {
+                (DescriptorKind::Shmem, None)
+            } else {
+                let file_system = fstatfs(fd).map_err(failed)?;
+                let page_size = u64::try_from(file_system.f_bsize).unwrap_or(PAGE_SIZE);
+                let file_type = FileType::from_raw_mode(stat.st_mode);
+                let kind = kind_of(file_type, file_system.f_type, page_size).map_err(refused)?;
+                (kind, Some(file_system.f_type))
+            };
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let (device, inode) = (stat.st_dev, stat.st_ino);
         let mut found = Self {
             kind,
             device,
             inode,
+            file_system,
             size,
             seals,
             flags: None,
@@ -173,6 +179,18 @@ impl Descriptor {
     }
 }
 
+impl fmt::Display for Descriptor {
+    /// The kind, and the file system of a file that may be on any.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.kind, self.file_system) {
+            (DescriptorKind::RegularFile, Some(number)) => {
+                write!(f, "file on file system {number:#x}")
+            }
+            (kind, _) => kind.fmt(f),
+        }
+    }
+}
+
 /// What to say of a descriptor that the kernel refused with `EACCES`, if it is for its access mode:
 /// a security module says the same.
 pub(crate) fn access_refused(
@@ -210,7 +228,7 @@ fn forbids_writing(seals: SealFlags) -> bool {
     seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE)
 }
 
-fn kind_of(
+pub(super) fn kind_of(
     file_type: FileType,
     file_system: i64,
     page_size: u64,
@@ -237,6 +255,21 @@ mod tests {
     use rustix::fs::{MemfdFlags, fcntl_add_seals, ftruncate, memfd_create};
 
     use super::*;
+
+    impl Descriptor {
+        /// A descriptor of nothing, for those who judge it.
+        pub(in crate::source) fn of_test(kind: DescriptorKind, seals: Option<SealFlags>) -> Self {
+            Self {
+                kind,
+                device: 0,
+                inode: 0,
+                file_system: None,
+                size: 0,
+                seals,
+                flags: None,
+            }
+        }
+    }
 
     fn range(len: u64) -> PageRange {
         PageRange::new(0, len).unwrap()

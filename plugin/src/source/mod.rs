@@ -3,12 +3,14 @@
 
 pub(crate) mod descriptor;
 pub(crate) mod host_memory;
+pub(crate) mod policy;
 pub(crate) mod prefault;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
+use policy::DescriptorPolicy;
 use prefault::Prefault;
 
 /// What the guest may do with a mapping.
@@ -57,6 +59,7 @@ pub struct Source<'fd> {
     pub(crate) memory: Memory<'fd>,
     pub(crate) label: u64,
     pub(crate) prefault: Prefault,
+    pub(crate) policy: DescriptorPolicy,
 }
 
 /// The three kinds of source.
@@ -145,11 +148,21 @@ impl<'fd> Source<'fd> {
         self
     }
 
+    /// What is asked of the descriptor beyond that it can be mapped; [`DescriptorPolicy::own`] if
+    /// not set. For one that came from outside, set [`DescriptorPolicy::peer`]. Memory without a
+    /// descriptor is the VMM's own, and no policy judges it.
+    #[must_use]
+    pub fn policy(mut self, policy: DescriptorPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
     fn new(memory: Memory<'fd>) -> Self {
         Self {
             memory,
             label: 0,
             prefault: Prefault::None,
+            policy: DescriptorPolicy::own(),
         }
     }
 }

@@ -118,6 +118,7 @@ impl Shared {
             }
             Memory::Descriptor { fd, offset } => {
                 let found = Descriptor::inspect(fd, range)?;
+                source.policy.judge(&found, range)?;
                 found.admit(range, offset, protection, self.arena.address(range.start()))?;
                 let Descriptor {
                     kind,

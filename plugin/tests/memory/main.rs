@@ -18,6 +18,7 @@ mod errors;
 mod gap;
 mod host_memory;
 mod map;
+mod policy;
 mod prefault;
 mod record;
 mod slots;
