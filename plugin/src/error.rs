@@ -354,6 +354,49 @@ pub enum Error {
          window with a scratch page"
     )]
     NoScratchPage,
+    /// A log of dirty pages that a provider cannot keep.
+    #[error(
+        "cannot start dirty logging: the slot provider has no log of dirty pages; use one that has"
+    )]
+    DirtyLogUnsupported,
+    /// A log of dirty pages that is on already.
+    #[error("cannot start dirty logging: it is on already; stop it first")]
+    DirtyLogOn,
+    /// A log of dirty pages that was not started.
+    #[error("cannot take or stop the dirty log: dirty logging is off; start it first")]
+    DirtyLogOff,
+    /// The hypervisor did not switch the log of a slot's dirty pages.
+    #[error(
+        "cannot switch dirty logging {} for memslot {number} at guest address {guest}, {len:#x} \
+         bytes: {}",
+        if *.on { "on" } else { "off" },
+        if *.on { "logging is off" } else { "this slot goes on logging; stop it again" }
+    )]
+    DirtyLogSwitch {
+        /// Whether it was to be switched on.
+        on: bool,
+        /// Number of the slot.
+        number: u32,
+        /// Guest address of the slot.
+        guest: GuestAddress,
+        /// Length of the slot, in bytes.
+        len: u64,
+        /// What the hypervisor said.
+        #[source]
+        source: io::Error,
+    },
+    /// The hypervisor's log of a slot was not to be had, or is of another length than the slot.
+    #[error(
+        "cannot fetch the hypervisor's dirty log of memslot {number}: what was fetched is kept; \
+         take the log again"
+    )]
+    DirtyLogFetch {
+        /// Number of the slot.
+        number: u32,
+        /// What the hypervisor said.
+        #[source]
+        source: io::Error,
+    },
     /// A record that does not fit the window, or that no window can have made.
     #[error("cannot replay the record: {reason}")]
     Record {
@@ -397,7 +440,11 @@ impl Error {
             Self::Sealed { .. } | Self::PolicyKind { .. } | Self::PolicySeals { .. } => Errno::PERM,
             Self::MapCount { .. } => Errno::NOMEM,
             Self::SlotNumbers { .. } | Self::NoScratchPage => Errno::NOSPC,
-            Self::WorkerZaps { .. } | Self::PreciseZap => Errno::OPNOTSUPP,
+            Self::WorkerZaps { .. } | Self::PreciseZap | Self::DirtyLogUnsupported => {
+                Errno::OPNOTSUPP
+            }
+            Self::DirtyLogOn => Errno::BUSY,
+            Self::DirtyLogOff => Errno::NOENT,
             Self::Poisoned => Errno::IO,
             Self::Inspect { source, .. }
             | Self::Stage { source, .. }
@@ -406,6 +453,8 @@ impl Error {
             | Self::Reserve { source, .. }
             | Self::Slot { source, .. }
             | Self::PreciseZapRefused { source }
+            | Self::DirtyLogSwitch { source, .. }
+            | Self::DirtyLogFetch { source, .. }
             | Self::Resolve { source, .. } => return own(source, Errno::IO),
             Self::BadRange { .. }
             | Self::BadGuestAddress { .. }

@@ -64,5 +64,6 @@ pub use source::prefault::Prefault;
 pub use source::{Protection, Source};
 pub use window::batch::Batch;
 pub use window::counters::Counters;
+pub use window::dirty::SlotDirtyLog;
 pub use window::options::{WindowOptions, Zap};
 pub use window::{Found, OnWorkers, Window};

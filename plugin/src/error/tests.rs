@@ -137,6 +137,55 @@ fn errors() -> Vec<(Error, &'static str, i32)> {
             28,
         ),
         (
+            Error::DirtyLogUnsupported,
+            "cannot start dirty logging: the slot provider has no log of dirty pages; use one that \
+             has",
+            95,
+        ),
+        (
+            Error::DirtyLogOn,
+            "cannot start dirty logging: it is on already; stop it first",
+            16,
+        ),
+        (
+            Error::DirtyLogOff,
+            "cannot take or stop the dirty log: dirty logging is off; start it first",
+            2,
+        ),
+        (
+            Error::DirtyLogSwitch {
+                on: true,
+                number,
+                guest,
+                len,
+                source: io(12),
+            },
+            "cannot switch dirty logging on for memslot 9 at guest address 0x100000, 0x3000 bytes: \
+             logging is off",
+            12,
+        ),
+        (
+            Error::DirtyLogSwitch {
+                on: false,
+                number,
+                guest,
+                len,
+                source: io(12),
+            },
+            "cannot switch dirty logging off for memslot 9 at guest address 0x100000, 0x3000 \
+             bytes: this slot goes on logging; stop it again",
+            12,
+        ),
+        (
+            Error::DirtyLogFetch {
+                number,
+                source: io(22),
+            },
+            "cannot fetch the hypervisor's dirty log of memslot 9: what was fetched is kept; take \
+             the log again",
+            22,
+        ),
+        (
             Error::NotEmpty { mappings: 3 },
             "cannot replay the record: the window has 3 mappings; replay into an empty one",
             17,

@@ -88,6 +88,16 @@ unsafe impl SlotProvider for KvmSlots {
         self.vm.unregister(slot)
     }
 
+    fn can_log_dirty_pages(&self) -> bool {
+        self.vm.can_log_dirty_pages()
+    }
+
+    unsafe fn log_dirty_pages(&self, slot: &Slot) -> io::Result<()> {
+        let _no_prefault_meanwhile = self.spare();
+        // SAFETY: the caller promises what `VmFd` asks for.
+        unsafe { self.vm.log_dirty_pages(slot) }
+    }
+
     fn enable_precise_zap(&self) -> io::Result<bool> {
         self.vm.enable_precise_zap()
     }

@@ -1,6 +1,7 @@
 //! Owns what a memslot is and the two calls that a host hypervisor offers for it, as a trait.
 //! Never decides which slots there are.
 
+mod dirty;
 #[cfg(feature = "kvm")]
 mod kvm;
 #[cfg(feature = "kvm")]
@@ -13,6 +14,7 @@ pub(crate) mod kvm_prefault;
     reason = "shared with the tests of the public face"
 )]
 pub(crate) mod recorder;
+pub(crate) mod switch;
 pub(crate) mod table;
 
 use std::fmt::Debug;
@@ -29,6 +31,7 @@ pub struct Slot {
     len: u64,
     host: u64,
     read_only: bool,
+    logs_dirty_pages: bool,
 }
 
 impl Slot {
@@ -61,6 +64,13 @@ impl Slot {
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether the hypervisor keeps a log of the pages that the guest writes (KVM:
+    /// `KVM_MEM_LOG_DIRTY_PAGES`).
+    #[must_use]
+    pub fn logs_dirty_pages(&self) -> bool {
+        self.logs_dirty_pages
     }
 }
 
@@ -106,6 +116,27 @@ pub unsafe trait SlotProvider: Debug + Send + Sync {
     /// What the hypervisor said, where it offers the switch and refused it.
     fn enable_precise_zap(&self) -> io::Result<bool> {
         Ok(false)
+    }
+
+    /// Whether the provider heeds [`Slot::logs_dirty_pages`], in [`register`](Self::register) and in
+    /// [`log_dirty_pages`](Self::log_dirty_pages); `false` by default, and
+    /// [`start_dirty_log`](crate::Window::start_dirty_log) is refused then.
+    fn can_log_dirty_pages(&self) -> bool {
+        false
+    }
+
+    /// Switches the log of dirty pages of a registered slot on or off, as
+    /// [`slot.logs_dirty_pages()`](Slot::logs_dirty_pages) says, without unregistering it.
+    ///
+    /// # Safety
+    /// `slot` must be registered, with the same figures but for that flag.
+    ///
+    /// # Errors
+    /// What the hypervisor said; the flag is what it was then. [`io::ErrorKind::Unsupported`] by
+    /// default.
+    unsafe fn log_dirty_pages(&self, slot: &Slot) -> io::Result<()> {
+        let _ = slot;
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Whether [`prefault`](Self::prefault) can be expected to work. A window asks once, when it

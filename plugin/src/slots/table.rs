@@ -14,6 +14,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::dirty::DirtyBits;
 use super::{Slot, SlotNumbers, SlotProvider};
 use crate::error::{Error, StateAfter};
 use crate::range::{GuestAddress, PageRange};
@@ -28,15 +29,17 @@ pub(crate) struct Extent {
 
 /// The slots of one window.
 pub(crate) struct SlotTable {
-    provider: Arc<dyn SlotProvider>,
+    pub(super) provider: Arc<dyn SlotProvider>,
     base: GuestAddress,
     given: usize,
     /// Numbers never used so far, and those that came back.
     unused: Range<u32>,
     returned: Vec<u32>,
-    by_start: BTreeMap<u64, (Extent, Slot)>,
+    pub(super) by_start: BTreeMap<u64, (Extent, Slot)>,
     /// Scratch slots that the hypervisor did not let go.
     stuck: Vec<Slot>,
+    /// While dirty pages are logged.
+    pub(super) dirty: Option<DirtyBits>,
     created: u64,
     deleted: u64,
 }
@@ -65,6 +68,7 @@ impl SlotTable {
             returned: Vec::new(),
             by_start: BTreeMap::new(),
             stuck: Vec::new(),
+            dirty: None,
             created: 0,
             deleted: 0,
         }
@@ -215,6 +219,7 @@ impl SlotTable {
             len,
             host,
             read_only: false,
+            logs_dirty_pages: false,
         };
         // Stuck until it is known to be gone.
         self.stuck.push(slot);
@@ -261,12 +266,17 @@ impl SlotTable {
             len: extent.range.len(),
             host: extent.host,
             read_only: extent.read_only,
+            logs_dirty_pages: self.dirty.is_some(),
         };
         // Known before it is registered: a hypervisor that panics may have registered it.
         self.by_start.insert(start, (extent, slot));
         let provided = self.provide(&slot);
-        if provided.is_err() {
-            self.by_start.remove(&start);
+        match (&provided, &mut self.dirty) {
+            (Ok(()), Some(dirty)) => dirty.came(extent.range),
+            (Ok(()), None) => {}
+            (Err(_), _) => {
+                self.by_start.remove(&start);
+            }
         }
         provided
     }
@@ -298,6 +308,9 @@ impl SlotTable {
         self.provider.unregister(&slot).map_err(refused)?;
         self.deleted = self.deleted.saturating_add(1);
         self.by_start.remove(&start);
+        if let Some(dirty) = &mut self.dirty {
+            dirty.went(extent.range);
+        }
         self.returned.push(slot.number);
         Ok(())
     }

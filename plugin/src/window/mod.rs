@@ -6,6 +6,7 @@ pub(crate) mod batch;
 #[cfg(test)]
 mod call_faults;
 pub(crate) mod counters;
+pub(crate) mod dirty;
 pub(crate) mod options;
 mod prefault;
 mod prepare;
@@ -307,6 +308,7 @@ impl Window {
         }
         state.poisoned = true;
         let called = calls(&mut state.slots);
+        state.slots.settle_dirty_log();
         state.poisoned = false;
         if called
             .as_ref()

@@ -80,6 +80,7 @@ impl State {
             self.leave(undos);
             return Err(error);
         }
+        let changing = self.to_report(&undos);
         // Whatever a hypervisor that panics leaves behind, nobody goes on with.
         self.poisoned = true;
         let mut placed = false;
@@ -102,6 +103,7 @@ impl State {
                 };
                 self.judge(error, settled)
             });
+        self.report(&changing, placed);
         let added = self.added_since(before);
         shared.areas.give_back(charged.saturating_sub(added));
         let poisons = |error: &Error| error.state_after() == StateAfter::Poisoned;

@@ -3,6 +3,7 @@
 
 #![expect(unsafe_code, reason = "the provider trait is unsafe to implement")]
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
@@ -27,6 +28,11 @@ struct State {
     offers_prefault: bool,
     fail_prefault: bool,
     prefaults: Vec<(GuestAddress, u64)>,
+    logs_nothing: bool,
+    fail_log_of: Option<GuestAddress>,
+    /// The log that a hypervisor keeps of what the guest writes: guest addresses of pages, for as
+    /// long as their slot is registered.
+    written: BTreeSet<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +80,44 @@ impl Recorder {
         self.state().prefaults.clone()
     }
 
+    /// Takes away what `start_dirty_log` needs.
+    pub fn log_nothing(&self) {
+        self.state().logs_nothing = true;
+    }
+
+    /// Fails every switch of the log of the slot at `guest`, until told otherwise.
+    pub fn fail_log_of(&self, guest: Option<GuestAddress>) {
+        self.state().fail_log_of = guest;
+    }
+
+    /// The guest writes to a page that lies under a slot.
+    pub fn write(&self, page: GuestAddress) {
+        let mut state = self.state();
+        let end = |slot: &Slot| slot.guest_address().0 + slot.len();
+        let mut live = state.live.iter();
+        let slot = live
+            .find(|live| live.guest_address() <= page && page.0 < end(live))
+            .unwrap();
+        if slot.logs_dirty_pages() {
+            state.written.insert(page.0);
+        }
+    }
+
+    /// What `KVM_GET_DIRTY_LOG` does.
+    pub fn dirty_log(&self, slot: &Slot) -> Vec<u64> {
+        let mut state = self.state();
+        let logs = state.live.contains(slot) && slot.logs_dirty_pages();
+        assert!(logs, "{slot:?} has no log");
+        let from = slot.guest_address().0;
+        let bits = (0..slot.len().div_ceil(4096)).map(|page| from + page * 4096);
+        let bits: Vec<bool> = bits.map(|page| state.written.remove(&page)).collect();
+        let word = |bits: &[bool]| {
+            let bits = bits.iter().rev();
+            bits.fold(0, |word, bit| word << 1 | u64::from(*bit))
+        };
+        bits.chunks(64).map(word).collect()
+    }
+
     pub fn panic_on_unregister(&self) {
         self.state().panic_on_unregister = true;
     }
@@ -109,6 +153,24 @@ unsafe impl SlotProvider for Recorder {
         Ok(())
     }
 
+    fn can_log_dirty_pages(&self) -> bool {
+        !self.state().logs_nothing
+    }
+
+    unsafe fn log_dirty_pages(&self, slot: &Slot) -> io::Result<()> {
+        let mut state = self.state();
+        if state.fail_log_of == Some(slot.guest_address()) {
+            return Err(io::Error::from_raw_os_error(12));
+        }
+        let mut live = state.live.iter_mut();
+        let live = live.find(|live| live.number() == slot.number()).unwrap();
+        let same = |slot: &Slot| (slot.guest_address(), slot.len(), slot.host_address());
+        assert_eq!(same(live), same(slot), "more than the flag would change");
+        assert_ne!(live.logs_dirty_pages(), slot.logs_dirty_pages());
+        *live = *slot;
+        Ok(())
+    }
+
     fn enable_precise_zap(&self) -> io::Result<bool> {
         Ok(self.state().offers_precise_zap)
     }
@@ -141,6 +203,10 @@ unsafe impl SlotProvider for Recorder {
         }
         let before = state.live.len();
         state.live.retain(|live| live != slot);
+        let from = slot.guest_address().0;
+        state
+            .written
+            .retain(|page| !(from..from + slot.len()).contains(page));
         assert_eq!(
             state.live.len() + 1,
             before,

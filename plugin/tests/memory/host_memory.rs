@@ -200,3 +200,28 @@ fn shared_host_memory_gets_the_protection_that_was_asked_for() {
         "the original"
     );
 }
+
+#[test]
+fn a_segment_that_is_cut_for_host_memory_is_dirty_all_over() {
+    let own = Own::anonymous(2, MapFlags::PRIVATE);
+    let options = WindowOptions::new(BASE, 64 * PAGE).segment_size(16 * PAGE);
+    let bench = open_with(options.fallback(true));
+    let map = |range, source: &Source<'_>| bench.window.map(range, source, ReadWrite).unwrap();
+    map(pages(0, 2), &Source::anonymous());
+    bench.window.start_dirty_log().unwrap();
+    // The hypervisor's log of the segment goes with its slot, whoever wrote there.
+    map(pages(4, 2), &own.source());
+    let changed = || {
+        let logs = bench.window.take_dirty_log().unwrap();
+        let addresses = logs.iter().flat_map(vm_remap::SlotDirtyLog::addresses);
+        addresses
+            .map(|address| (address.0 - BASE.0) / PAGE)
+            .collect::<Vec<_>>()
+    };
+    let all: Vec<u64> = (0..16).collect();
+    assert_eq!(changed(), all);
+    assert!(changed().is_empty());
+    bench.window.unmap(pages(4, 2)).unwrap();
+    assert_eq!(changed(), all);
+    bench.window.close().unwrap();
+}

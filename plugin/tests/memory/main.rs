@@ -14,6 +14,7 @@ mod recorder;
 mod support;
 
 mod batch;
+mod dirty;
 mod errors;
 mod gap;
 mod host_memory;
