@@ -16,14 +16,22 @@ use std::process::Command;
 const FLOORS: [&[&str]; 5] = [
     &["range", "error", "host"],
     &["source", "layout"],
-    &["arena", "slots"],
+    &["arena", "slots", "dma"],
     &["backend"],
     &["window"],
 ];
 
 /// Crates that belong to adapters, with the files of the library that are adapters.
-const ADAPTED: [&str; 4] = ["kvm_ioctls", "kvm_bindings", "vm_memory", "vhost"];
-const ADAPTERS: [&str; 2] = [
+const ADAPTED: [&str; 6] = [
+    "kvm_ioctls",
+    "kvm_bindings",
+    "vm_memory",
+    "vhost",
+    "vfio_ioctls",
+    "vfio_bindings",
+];
+const ADAPTERS: [&str; 3] = [
+    "plugin/src/dma/vfio.rs",
     "plugin/src/slots/kvm.rs",
     "plugin/src/slots/kvm_prefault.rs",
 ];

@@ -323,6 +323,23 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A DMA listener did not map or unmap a mapping: for lack of locked memory (`ENOMEM`, see
+    /// `RLIMIT_MEMLOCK`) or of room in its table (`ENOSPC`), or because the memory cannot be pinned
+    /// (`EFAULT`) or the address is none for devices (`EINVAL`), where it is VFIO.
+    #[error("cannot {verb} {len:#x} bytes at guest address {guest} for DMA: {state}")]
+    Dma {
+        /// `map` or `unmap`.
+        verb: &'static str,
+        /// Guest address of the mapping.
+        guest: GuestAddress,
+        /// Length of the mapping, in bytes.
+        len: u64,
+        /// What the failure left behind.
+        state: StateAfter,
+        /// What the listener said.
+        #[source]
+        source: io::Error,
+    },
     /// An earlier failure poisoned the window.
     #[error("cannot use the window: an earlier failure poisoned it; close it")]
     Poisoned,
@@ -452,6 +469,7 @@ impl Error {
             | Self::Place { source, .. }
             | Self::Reserve { source, .. }
             | Self::Slot { source, .. }
+            | Self::Dma { source, .. }
             | Self::PreciseZapRefused { source }
             | Self::DirtyLogSwitch { source, .. }
             | Self::DirtyLogFetch { source, .. }
@@ -493,6 +511,19 @@ impl Error {
                 state,
                 source,
             },
+            Self::Dma {
+                verb,
+                guest,
+                len,
+                source,
+                ..
+            } => Self::Dma {
+                verb,
+                guest,
+                len,
+                state,
+                source,
+            },
             _ if state == StateAfter::Poisoned => Self::Poisoned,
             other => other,
         }
@@ -502,7 +533,9 @@ impl Error {
     #[must_use]
     pub fn state_after(&self) -> StateAfter {
         match self {
-            Self::Place { state, .. } | Self::Slot { state, .. } => *state,
+            Self::Place { state, .. } | Self::Slot { state, .. } | Self::Dma { state, .. } => {
+                *state
+            }
             Self::Poisoned => StateAfter::Poisoned,
             _ => StateAfter::Unchanged,
         }

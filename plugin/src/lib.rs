@@ -22,11 +22,12 @@
 //! 7. **No reference into guest memory**: the library reads and writes none of it, and hands out
 //!    no `&[u8]` of it.
 //!
-//! Features: `kvm` implements [`SlotProvider`] for `kvm_ioctls::VmFd`; `serde` makes
-//! [`LayoutRecord`] and others serialisable. The library logs through the `log` facade.
+//! Features: `kvm` implements [`SlotProvider`] for `kvm_ioctls::VmFd`; `vfio` has a
+//! [`DmaListener`] for `vfio_ioctls::VfioContainer`; `serde` makes [`LayoutRecord`] and others
+//! serialisable. The library logs through the `log` facade.
 //!
 //! The files lie in floors, each importing only downward: `range`, `error` and `host`; `source`
-//! and `layout`; `arena` and `slots`; `backend`; `window`.
+//! and `layout`; `arena`, `slots` and `dma`; `backend`; `window`.
 
 #![cfg_attr(
     test,
@@ -42,6 +43,7 @@ extern crate self as vm_remap;
 
 mod arena;
 mod backend;
+mod dma;
 mod error;
 pub mod host;
 mod layout;
@@ -51,6 +53,9 @@ mod source;
 mod window;
 
 pub use backend::BackendKind;
+#[cfg(feature = "vfio")]
+pub use dma::vfio::VfioDma;
+pub use dma::{DmaListener, DmaListenerId, DmaMapping};
 pub use error::{Error, StateAfter};
 pub use layout::record::{LayoutRecord, MappingRecord};
 pub use layout::{Mapping, Origin};

@@ -62,6 +62,17 @@ fn errors() -> Vec<(Error, &'static str, i32)> {
             16,
         ),
         (
+            Error::Dma {
+                verb: "unmap",
+                guest,
+                len,
+                state: StateAfter::Unchanged,
+                source: io(5),
+            },
+            "cannot unmap 0x3000 bytes at guest address 0x100000 for DMA: nothing has changed",
+            5,
+        ),
+        (
             Error::HostMemory {
                 range,
                 address: 0x7000,

@@ -7,6 +7,7 @@ pub(crate) mod batch;
 mod call_faults;
 pub(crate) mod counters;
 pub(crate) mod dirty;
+mod listeners;
 pub(crate) mod options;
 mod prefault;
 mod prepare;
@@ -27,6 +28,7 @@ use transaction::{OnFailure, State};
 use crate::arena::Arena;
 use crate::arena::areas::Areas;
 use crate::backend::BackendKind;
+use crate::dma::table::DmaTable;
 use crate::error::{Error, StateAfter};
 use crate::host::{ZapMode, ZapReport};
 use crate::layout::record::{LayoutRecord, MappingRecord};
@@ -152,6 +154,7 @@ impl WindowOptions {
         let state = State {
             layout: Layout::default(),
             slots,
+            dma: DmaTable::default(),
             poisoned: false,
         };
         let (kind, scratch) = (self.backend, self.scratch);
@@ -290,24 +293,21 @@ impl Window {
     ///
     /// # Errors
     /// [`Error::BadGuestAddress`]; [`Error::Slot`] where the hypervisor refused, for an overlap
-    /// with another slot of the VM for instance. The window stays where it was then, or is
-    /// poisoned where the hypervisor refused even that.
+    /// with another slot of the VM for instance; [`Error::Dma`] where a listener did. The window
+    /// stays where it was then, or is poisoned where even that was refused.
     pub fn relocate(&self, base: GuestAddress) -> Result<(), Error> {
         check_base(base, self.shared.geometry.window.len())?;
-        self.with_slots(|slots| slots.relocate(base))
+        self.guarded(|state| state.relocate(&self.shared, base))
     }
 
-    /// Makes slot calls that a failure, or a panic of the hypervisor, can leave half-done.
-    fn with_slots(
-        &self,
-        calls: impl FnOnce(&mut SlotTable) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    /// Makes calls that a failure, or a panic of who is called, can leave half-done.
+    fn guarded<T>(&self, calls: impl FnOnce(&mut State) -> Result<T, Error>) -> Result<T, Error> {
         let mut state = self.state();
         if state.poisoned {
             return Err(Error::Poisoned);
         }
         state.poisoned = true;
-        let called = calls(&mut state.slots);
+        let called = calls(&mut state);
         state.slots.settle_dirty_log();
         state.poisoned = false;
         if called
@@ -319,12 +319,13 @@ impl Window {
         called
     }
 
-    /// Unregisters every memslot of the window and gives its address space back. Dropping a
-    /// window does the same, and logs what fails.
+    /// Unmaps everything for DMA, unregisters every memslot of the window and gives its address
+    /// space back. Dropping a window does the same, and logs what fails.
     ///
     /// # Errors
-    /// [`Error::Slot`] where the hypervisor kept a slot. The address space under it is then never
-    /// given back, since the guest still reaches it; the window is gone all the same.
+    /// [`Error::Slot`] where the hypervisor kept a slot, [`Error::Dma`] where a listener kept a
+    /// mapping. The address space under it is then never given back, since the guest or a device
+    /// still reaches it; the window is gone all the same.
     pub fn close(mut self) -> Result<(), Error> {
         self.shut()
     }
@@ -334,7 +335,8 @@ impl Window {
         // Given back only when every slot is known to be gone: a hypervisor can fail, or panic.
         self.shared.arena.set_leaked(true);
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        state.slots.unregister_what_goes()?;
+        let unmapped = state.dma.unmap_what_goes();
+        state.slots.unregister_what_goes().and(unmapped)?;
         // What lies in a poisoned arena is not known.
         self.shared.arena.set_leaked(state.poisoned);
         Ok(())
@@ -363,7 +365,8 @@ impl Window {
             });
         }
         let window = self.shared.geometry.window;
-        self.with_slots(|slots| {
+        self.guarded(|state| {
+            let slots = &mut state.slots;
             // Each page of the window lies over its own part of the arena; a scratch page, over
             // the first.
             let own = slots.free_page(window);

@@ -1,8 +1,9 @@
 //! Owns the second half of a change, under the window's lock: layout, slots and arena move
 //! together, and come back together when the kernel refuses. Never checks a source.
 //!
-//! The order: slots that cannot rest go; new slots come where nothing changes under them; memory
-//! changes; the other new slots come. With `fixed`, in steady state, only the memory changes.
+//! The order: slots that cannot rest go; new slots come where nothing changes under them; devices
+//! lose what changes; memory changes; the other new slots come; devices get what is there now.
+//! With `fixed`, in steady state and without devices, only the memory changes.
 //!
 //! What a failure leaves: a batch, and whatever fails before memory changes, leaves everything
 //! as it was. A single change whose last step fails leaves a hole. Where even putting things
@@ -18,6 +19,7 @@ use super::prepare::{Placement, Prepared};
 use super::shared::Shared;
 use crate::arena::areas::{Need, Room};
 use crate::arena::{Refused, Site, Staged};
+use crate::dma::table::DmaTable;
 use crate::error::{Error, StateAfter};
 use crate::layout::{Layout, Mapping, Origin, Undo};
 use crate::range::PageRange;
@@ -29,6 +31,7 @@ use crate::source::descriptor::{DescriptorKind, access_refused};
 pub(super) struct State {
     pub(super) layout: Layout,
     pub(super) slots: SlotTable,
+    pub(super) dma: DmaTable,
     pub(super) poisoned: bool,
 }
 
@@ -88,7 +91,13 @@ impl State {
             .make(shared, changes, &undos, &mut placed)
             .map_err(|error| {
                 let spans = spans(&undos);
+                // No memory is put back, or taken away, under a device.
+                let stuck = placed && self.dma.unmap(&spans).is_err();
                 let error = match on_failure {
+                    _ if stuck => {
+                        self.leave(undos);
+                        error.with_state(StateAfter::Poisoned)
+                    }
                     _ if !placed => {
                         self.leave(undos);
                         error
@@ -99,7 +108,9 @@ impl State {
                 let settled = match error.state_after() {
                     // Nothing must come over memory that is not known.
                     StateAfter::Poisoned => Ok(()),
-                    _ => self.settle(shared, &spans),
+                    _ => self
+                        .settle(shared, &spans)
+                        .and_then(|()| self.map_dma(shared, &spans)),
                 };
                 self.judge(error, settled)
             });
@@ -217,12 +228,14 @@ impl State {
         self.slots.has_room(added, plan.delete.len())?;
         self.slots.unregister_all(&plan.delete)?;
         self.slots.register_all(&plan.before)?;
+        self.unmap_dma(undos)?;
         *placed = true;
         for (change, undo) in changes.into_iter().zip(undos) {
             place(shared, change, undo)?;
         }
         self.slots
             .register_all(&plan.after)
+            .and_then(|()| self.map_dma(shared, &spans(undos)))
             .map_err(|error| error.with_state(StateAfter::Hole))
     }
 
@@ -293,11 +306,11 @@ impl State {
             self.leave(undos);
             return error;
         }
-        let slot_failed = matches!(error, Error::Slot { .. });
+        let placed = matches!(error, Error::Slot { .. } | Error::Dma { .. });
         for undo in undos {
             let range = undo.range();
             self.layout.set(range, None);
-            if slot_failed && let Err(refused) = shared.arena.punch(range) {
+            if placed && let Err(refused) = shared.arena.punch(range) {
                 return refusal(
                     range,
                     &Refused {
@@ -363,15 +376,18 @@ impl State {
             return error;
         }
         if let Err(second) = settled {
-            log::warn!("cannot put the memslots back: {second}");
+            log::warn!("cannot put memslots and DMA back: {second}");
         }
         self.poison();
         error.with_state(StateAfter::Poisoned)
     }
 
-    /// Takes the whole window away from the guest, as far as the hypervisor lets it.
+    /// Takes the whole window away from devices and the guest, as far as they let it.
     pub(super) fn poison(&mut self) {
         self.poisoned = true;
+        if let Err(error) = self.dma.unmap_what_goes() {
+            log::error!("cannot take a poisoned window away from devices: {error}");
+        }
         if let Err(error) = self.slots.unregister_what_goes() {
             log::error!("cannot take a poisoned window away from the guest: {error}");
         }
