@@ -9,6 +9,7 @@
 
 #[path = "common/recorder.rs"]
 #[expect(
+    clippy::unwrap_used,
     dead_code,
     unreachable_pub,
     reason = "this test uses less of it than the others"

@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
 use super::{HIGH, LOW};
@@ -110,11 +111,15 @@ impl Areas {
     }
 
     /// Takes room for the mappings that preparing `changes` changes makes for a while.
-    pub(crate) fn room_for(&self, changes: usize, range: PageRange) -> Result<Room<'_>, Error> {
+    pub(crate) fn room_for(
+        self: &Arc<Self>,
+        changes: usize,
+        range: PageRange,
+    ) -> Result<Room, Error> {
         let mappings = isize::try_from(changes).unwrap_or(isize::MAX);
         self.take(mappings, Need::Map, range)?;
         Ok(Room {
-            areas: self,
+            areas: Arc::clone(self),
             mappings,
         })
     }
@@ -156,12 +161,12 @@ fn count(maps: impl Read) -> io::Result<(isize, isize)> {
 
 /// Areas that are needed for a while; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Room<'a> {
-    areas: &'a Areas,
+pub(crate) struct Room {
+    areas: Arc<Areas>,
     mappings: isize,
 }
 
-impl Drop for Room<'_> {
+impl Drop for Room {
     fn drop(&mut self) {
         self.areas.give_back(self.mappings);
     }

@@ -202,6 +202,11 @@ impl Layout {
         holes
     }
 
+    /// Whether the arena holds memory anywhere in `range`.
+    pub(crate) fn has_memory(&self, range: PageRange) -> bool {
+        self.overlapping(range).any(|old| old.in_place().is_none())
+    }
+
     /// Makes `range` a hole, or the given mapping of exactly that range, cutting what it meets.
     pub(crate) fn set(&mut self, range: PageRange, mapping: Option<Mapping>) -> Undo {
         let before: Vec<Mapping> = self.overlapping(range).cloned().collect();

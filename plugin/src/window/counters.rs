@@ -17,10 +17,13 @@ pub struct Counters {
     pub batches: u64,
     /// Calls that failed, of any of these.
     pub failures: u64,
-    /// Mappings put in place by one `mmap`.
+    /// Calls of `mmap` that put a mapping in place, or neighbours of a batch together.
     pub direct: u64,
-    /// Mappings made elsewhere first and moved into place.
+    /// The same, made elsewhere first and moved into place.
     pub staged: u64,
+    /// Changes of batches that took no system call of their own, because they were joined to the
+    /// one before them.
+    pub joined: u64,
     /// Mappings that `fixed` could not share and that got a memslot of their own.
     pub fallbacks: u64,
     /// Mappings whose pages were brought in as [`Prefault`](crate::Prefault) asked.
@@ -50,6 +53,7 @@ pub(crate) struct Tally {
     pub(crate) failures: AtomicU64,
     pub(crate) direct: AtomicU64,
     pub(crate) staged: AtomicU64,
+    pub(crate) joined: AtomicU64,
     pub(crate) fallbacks: AtomicU64,
     pub(crate) prefaulted: AtomicU64,
     pub(crate) prefault_fallbacks: AtomicU64,
@@ -57,7 +61,12 @@ pub(crate) struct Tally {
 
 /// Adds one. The order among counters is nobody's business.
 pub(crate) fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
+    add(counter, 1);
+}
+
+/// Adds some.
+pub(crate) fn add(counter: &AtomicU64, some: usize) {
+    counter.fetch_add(some as u64, Ordering::Relaxed);
 }
 
 impl Tally {
@@ -71,6 +80,7 @@ impl Tally {
             failures: value(&self.failures),
             direct: value(&self.direct),
             staged: value(&self.staged),
+            joined: value(&self.joined),
             fallbacks: value(&self.fallbacks),
             prefaulted: value(&self.prefaulted),
             prefault_fallbacks: value(&self.prefault_fallbacks),

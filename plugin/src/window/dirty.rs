@@ -75,7 +75,7 @@ impl Window {
     /// [`Error::DirtyLogUnsupported`] where the provider cannot; [`Error::DirtyLogOn`];
     /// [`Error::DirtyLogSwitch`] where the hypervisor refused, with every slot put back.
     pub fn start_dirty_log(&self) -> Result<(), Error> {
-        self.with_slots(|slots| slots.start_dirty_log())
+        self.guarded(|state| state.slots.start_dirty_log())
     }
 
     /// The pages that have changed by the window's own doing since the log was started, or taken
@@ -139,7 +139,7 @@ impl Window {
     /// not be switched off: it goes on logging, which costs the guest time and harms nothing, and
     /// another call tries again.
     pub fn stop_dirty_log(&self) -> Result<(), Error> {
-        self.with_slots(|slots| slots.stop_dirty_log())
+        self.guarded(|state| state.slots.stop_dirty_log())
     }
 
     /// Says that the VMM has written to the pages of `range`. Call it after the write. Does nothing

@@ -13,8 +13,8 @@ use crate::range::PageRange;
 use crate::source::Protection;
 use crate::source::prefault::Prefault;
 
-/// What has come of a prefault when the change is ready to be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What has come of a prefault when the change is ready to be made; the worse, the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Filled {
     /// None was asked for.
     NotAsked,

@@ -1,13 +1,16 @@
 //! Owns the first half of a change: the source is checked and, where its owner could make the
-//! kernel fail half-way, mapped elsewhere. Never touches the arena, the layout or a slot, so that
-//! whatever fails here has changed nothing.
+//! kernel fail half-way, mapped elsewhere; neighbours of a batch together, where one mapping can
+//! hold them. Never touches the arena, the layout or a slot, so that whatever fails here has
+//! changed nothing.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::Errno;
 
 use super::batch::Change;
+use super::merge::{self, Joined, Part};
 use super::prefault::Filled;
 use super::shared::Shared;
 use crate::arena::{Site, Staged};
@@ -16,26 +19,49 @@ use crate::layout::{Mapping, Origin};
 use crate::range::{PAGE_SIZE, PageRange};
 use crate::source::descriptor::{Descriptor, DescriptorKind, access_refused};
 use crate::source::host_memory;
+use crate::source::prefault::Prefault;
 use crate::source::{Memory, Protection, Source};
 
-/// A change that is ready to be made.
+/// Changes that are ready to be made.
 #[derive(Debug)]
-pub(super) struct Prepared<'fd> {
+pub(super) struct Ready<'fd> {
+    /// What the layout gets, in the caller's order.
+    pub(super) changes: Vec<Prepared>,
+    /// What the arena gets; none over another.
+    pub(super) runs: Vec<Run<'fd>>,
+    /// How many changes, or parts of them, need no run of their own.
+    pub(super) joined: usize,
+}
+
+/// A change as far as the layout goes.
+#[derive(Debug)]
+pub(super) struct Prepared {
     pub(super) range: PageRange,
     /// Whether the range must be a hole.
     pub(super) into_hole: bool,
     /// What the layout will say, `None` for a hole.
     pub(super) mapping: Option<Mapping>,
-    pub(super) placement: Placement<'fd>,
     /// What has come of its prefault so far.
     pub(super) filled: Filled,
+}
+
+/// One system call on the arena.
+#[derive(Debug)]
+pub(super) struct Run<'fd> {
+    pub(super) range: PageRange,
+    pub(super) placement: Placement<'fd>,
+}
+
+impl Run<'_> {
+    /// Whether the arena gets memory, not a hole.
+    pub(super) fn makes_memory(&self) -> bool {
+        !matches!(self.placement, Placement::Hole)
+    }
 }
 
 /// What the arena gets.
 #[derive(Debug)]
 pub(super) enum Placement<'fd> {
-    /// A hole: the range is unmapped, or memory elsewhere gets a slot of its own.
-    Hole,
     /// A mapping that was made elsewhere.
     Staged(Staged),
     /// A mapping that is made in place.
@@ -44,10 +70,96 @@ pub(super) enum Placement<'fd> {
         offset: u64,
         protection: Protection,
     },
+    /// A hole: the range is unmapped, or memory elsewhere gets a slot of its own.
+    Hole,
+}
+
+/// A change whose source was found good, and what its memory is made from.
+#[derive(Debug)]
+struct Checked<'fd> {
+    prepared: Prepared,
+    content: Content<'fd>,
+    prefault: Prefault,
+}
+
+#[derive(Debug)]
+enum Content<'fd> {
+    Hole,
+    Anonymous,
+    /// A second mapping of host memory.
+    Duplicate {
+        address: usize,
+        staged: Option<Staged>,
+    },
+    Descriptor {
+        fd: BorrowedFd<'fd>,
+        offset: u64,
+        kind: DescriptorKind,
+        /// Device and inode.
+        file: (u64, u64),
+        direct: bool,
+    },
+}
+
+/// The descriptor that was asked last: a batch often has many changes of one.
+type Last = Option<(RawFd, Descriptor, Kept)>;
+
+/// A descriptor that has to be kept with its mapping.
+type Kept = Option<Arc<OwnedFd>>;
+
+impl Placement<'_> {
+    /// The first to be placed is the least: what can fail half-way comes before what cannot, so that
+    /// little has to be saved for the last.
+    fn order(&self) -> u8 {
+        match self {
+            Self::Staged(_) => 0,
+            Self::Direct { .. } => 1,
+            Self::Hole => 2,
+        }
+    }
 }
 
 impl Shared {
-    pub(super) fn prepare<'fd>(&self, change: &Change<'fd>) -> Result<Prepared<'fd>, Error> {
+    /// Checks all changes, joins them, and makes elsewhere what is to be made there.
+    pub(super) fn prepare<'fd>(&self, changes: &[Change<'fd>]) -> Result<Ready<'fd>, Error> {
+        let mut last = None;
+        let mut checked = changes
+            .iter()
+            .map(|change| self.check(change, &mut last))
+            .collect::<Result<Vec<_>, _>>()?;
+        let parts = merge::left_over(changes.iter().map(Change::range));
+        let count = parts.len();
+        let joined = merge::join(parts, |a, b| {
+            match (checked.get(a.change), checked.get(b.change)) {
+                (Some(first), Some(second)) => joins((a, first), (b, second)),
+                _ => false,
+            }
+        });
+        let mut runs = Vec::with_capacity(joined.len());
+        for Joined { range, parts } in joined {
+            let Some(first) = parts.first().and_then(|part| checked.get_mut(part.change)) else {
+                continue;
+            };
+            let (placement, filled) = self.stage(range, first)?;
+            for part in parts {
+                if let Some(change) = checked.get_mut(part.change) {
+                    let so_far = change.prepared.filled;
+                    change.prepared.filled = so_far.max(filled);
+                }
+            }
+            runs.push(Run { range, placement });
+        }
+        runs.sort_by_key(|run| run.placement.order());
+        let changes = checked.into_iter().map(|change| change.prepared).collect();
+        let joined = count.saturating_sub(runs.len());
+        Ok(Ready {
+            changes,
+            runs,
+            joined,
+        })
+    }
+
+    fn check<'fd>(&self, change: &Change<'fd>, last: &mut Last) -> Result<Checked<'fd>, Error> {
         let range = change.range();
         if !self.geometry.window.covers(range) {
             return Err(Error::OutsideWindow {
@@ -55,69 +167,57 @@ impl Shared {
                 window: self.geometry.window.len(),
             });
         }
-        let (source, protection, into_hole) = match *change {
+        let mut prepared = Prepared {
+            range,
+            into_hole: matches!(change, Change::Map { .. }),
+            mapping: None,
+            filled: Filled::NotAsked,
+        };
+        let (source, protection) = match *change {
             Change::Unmap { .. } => {
-                let placement = Placement::Hole;
-                return Ok(Prepared {
-                    range,
-                    into_hole: false,
-                    mapping: None,
-                    placement,
-                    filled: Filled::NotAsked,
+                return Ok(Checked {
+                    prepared,
+                    content: Content::Hole,
+                    prefault: Prefault::None,
                 });
             }
             Change::Map {
                 source, protection, ..
-            } => (source, protection, true),
-            Change::Replace {
+            }
+            | Change::Replace {
                 source, protection, ..
-            } => (source, protection, false),
+            } => (source, protection),
         };
-        let (placement, origin, keep) = self.stage(range, &source, protection)?;
-        let filled = self.fill(range, &placement, source.prefault, protection)?;
-        let mapping = Some(Mapping {
+        let (content, origin, keep) = self.content(range, &source, protection, last)?;
+        prepared.mapping = Some(Mapping {
             range,
             protection,
             origin,
             label: source.label,
             keep,
         });
-        Ok(Prepared {
-            range,
-            into_hole,
-            mapping,
-            placement,
-            filled,
+        Ok(Checked {
+            prepared,
+            content,
+            prefault: source.prefault,
         })
     }
 
-    fn stage<'fd>(
+    fn content<'fd>(
         &self,
         range: PageRange,
         source: &Source<'fd>,
         protection: Protection,
-    ) -> Result<(Placement<'fd>, Origin, Kept), Error> {
-        let failed = |errno: Errno| Error::Stage {
-            range,
-            source: errno.into(),
-        };
-        let fills_host = self.fills_host(source.prefault);
-        let site = if fills_host {
-            Site::CongruentWith(self.arena.address(range.start()))
-        } else {
-            Site::Anywhere
-        };
+        last: &mut Last,
+    ) -> Result<(Content<'fd>, Origin, Kept), Error> {
         match source.memory {
-            Memory::Anonymous => {
-                let staged = Staged::anonymous(range.len(), protection, site).map_err(failed)?;
-                Ok((Placement::Staged(staged), Origin::Anonymous, None))
-            }
+            Memory::Anonymous => Ok((Content::Anonymous, Origin::Anonymous, None)),
             Memory::Host { address } => {
-                let (placement, origin) = self.stage_host_memory(range, address, protection)?;
-                Ok((placement, origin, None))
+                let (content, origin) = self.host_memory(range, address, protection)?;
+                Ok((content, origin, None))
             }
             Memory::Descriptor { fd, offset } => {
-                let found = Descriptor::inspect(fd, range)?;
+                let (found, keep) = inspect(fd, range, last)?;
                 source.policy.judge(&found, range)?;
                 found.admit(range, offset, protection, self.arena.address(range.start()))?;
                 let Descriptor {
@@ -132,47 +232,33 @@ impl Shared {
                     inode,
                     offset,
                 };
-                // Pages can only come in before the mapping does where it is made elsewhere.
-                if found.cannot_fail_halfway() && !fills_host {
-                    let direct = Placement::Direct {
-                        fd,
-                        offset,
-                        protection,
-                    };
-                    return Ok((direct, origin, None));
-                }
-                let staged = Staged::descriptor(range.len(), fd, offset, protection, site);
-                let staged = staged.map_err(|errno| {
-                    let access = (errno == Errno::ACCESS)
-                        .then(|| access_refused(fd, range, protection))
-                        .flatten();
-                    access.unwrap_or_else(|| failed(errno))
-                })?;
-                let keep = keep(kind, fd).map_err(failed)?;
-                Ok((Placement::Staged(staged), origin, keep))
+                let content = Content::Descriptor {
+                    fd,
+                    offset,
+                    kind,
+                    file: (device, inode),
+                    // Pages can only come in before the mapping does where it is made elsewhere.
+                    direct: found.cannot_fail_halfway() && !self.fills_host(source.prefault),
+                };
+                Ok((content, origin, keep))
             }
         }
     }
 
     /// Host memory is duplicated; what cannot be gets a slot of its own, if that is allowed.
-    fn stage_host_memory<'fd>(
+    fn host_memory<'fd>(
         &self,
         range: PageRange,
         address: usize,
         protection: Protection,
-    ) -> Result<(Placement<'fd>, Origin), Error> {
+    ) -> Result<(Content<'fd>, Origin), Error> {
         let at = address as u64;
         if !at.is_multiple_of(PAGE_SIZE) {
             return Err(Error::SourceOffset { range, offset: at });
         }
-        let in_place = || {
-            (
-                Placement::Hole,
-                Origin::HostMemory {
-                    address: at,
-                    in_place: true,
-                },
-            )
+        let origin = |in_place| Origin::HostMemory {
+            address: at,
+            in_place,
         };
         let refuse = |reason, source| Error::HostMemory {
             range,
@@ -181,41 +267,200 @@ impl Shared {
             source,
         };
         if self.backend.host_memory_in_place() {
-            return Ok(in_place());
+            return Ok((Content::Hole, origin(true)));
         }
         let obstacle = host_memory::obstacle(at, range.len())
             .map_err(|source| refuse("its mapping cannot be looked up", Some(source)))?;
         let refused = match obstacle {
             Some(reason) => refuse(reason, None),
-            None => {
-                // An address of this process and a length within its mapping fit a usize.
-                let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
-                let duplicated = Staged::duplicate(address, len);
-                match duplicated {
-                    Ok(staged) => {
-                        // The duplicate has the protection of the original.
-                        staged.protect(protection).map_err(|errno| {
-                            refuse("it does not allow the protection", Some(errno.into()))
-                        })?;
-                        let origin = Origin::HostMemory {
-                            address: at,
-                            in_place: false,
-                        };
-                        return Ok((Placement::Staged(staged), origin));
-                    }
-                    Err(errno) => refuse("the kernel does not duplicate it", Some(errno.into())),
+            None => match duplicate(range, address, protection) {
+                Ok(staged) => {
+                    let staged = Some(staged);
+                    let content = Content::Duplicate { address, staged };
+                    return Ok((content, origin(false)));
                 }
-            }
+                Err(Refusal::Protection(errno)) => {
+                    let reason = "it does not allow the protection";
+                    return Err(refuse(reason, Some(errno.into())));
+                }
+                Err(Refusal::Duplicate(errno)) => {
+                    refuse("the kernel does not duplicate it", Some(errno.into()))
+                }
+            },
         };
         if !self.fallback {
             return Err(refused);
         }
-        Ok(in_place())
+        Ok((Content::Hole, origin(true)))
+    }
+
+    /// Makes what the arena gets at `range`, which begins in `first` and goes on in others that
+    /// have the same content, and brings in its pages.
+    fn stage<'fd>(
+        &self,
+        range: PageRange,
+        first: &mut Checked<'fd>,
+    ) -> Result<(Placement<'fd>, Filled), Error> {
+        let whole = first.prepared.range == range;
+        let distance = first.prepared.range.distance_to(range.start());
+        let Some(mapping) = &first.prepared.mapping else {
+            return Ok((Placement::Hole, Filled::NotAsked));
+        };
+        let protection = mapping.protection;
+        let site = if self.fills_host(first.prefault) {
+            Site::CongruentWith(self.arena.address(range.start()))
+        } else {
+            Site::Anywhere
+        };
+        let placement = match &mut first.content {
+            Content::Hole => Placement::Hole,
+            Content::Anonymous => Placement::Staged(
+                Staged::anonymous(range.len(), protection, site)
+                    .map_err(|errno| stage_failed(range, errno))?,
+            ),
+            Content::Duplicate { address, staged } => {
+                let staged = staged.take().filter(|_| whole).map_or_else(
+                    || {
+                        let distance = usize::try_from(distance).unwrap_or(usize::MAX);
+                        duplicate(range, address.wrapping_add(distance), protection)
+                    },
+                    Ok,
+                );
+                let (Refusal::Duplicate(errno) | Refusal::Protection(errno)) = match staged {
+                    Ok(staged) => return self.filled(range, Placement::Staged(staged), first),
+                    Err(refusal) => refusal,
+                };
+                return Err(stage_failed(range, errno));
+            }
+            Content::Descriptor {
+                fd, offset, direct, ..
+            } => {
+                // The whole mapping was checked not to wrap.
+                let (fd, offset) = (*fd, offset.wrapping_add(distance));
+                if *direct {
+                    Placement::Direct {
+                        fd,
+                        offset,
+                        protection,
+                    }
+                } else {
+                    Placement::Staged(map_elsewhere(range, fd, offset, protection, site)?)
+                }
+            }
+        };
+        self.filled(range, placement, first)
+    }
+
+    fn filled<'fd>(
+        &self,
+        range: PageRange,
+        placement: Placement<'fd>,
+        first: &Checked<'fd>,
+    ) -> Result<(Placement<'fd>, Filled), Error> {
+        let mapping = first.prepared.mapping.as_ref();
+        let protection = mapping.map_or(Protection::ReadOnly, |mapping| mapping.protection);
+        let filled = self.fill(range, &placement, first.prefault, protection)?;
+        Ok((placement, filled))
     }
 }
 
-/// A descriptor that has to be kept with its mapping.
-type Kept = Option<Arc<OwnedFd>>;
+/// Whether one mapping, or one hole, can hold both parts.
+fn joins((a, first): (Part, &Checked<'_>), (b, second): (Part, &Checked<'_>)) -> bool {
+    let (
+        Content::Descriptor {
+            fd,
+            offset,
+            kind,
+            file,
+            direct,
+        },
+        Content::Descriptor {
+            fd: next_fd,
+            offset: next_offset,
+            kind: next_kind,
+            file: next_file,
+            direct: next_direct,
+        },
+    ) = (&first.content, &second.content)
+    else {
+        // Only unmaps: a hole beside memory in place counts its prefault on its own.
+        return first.prepared.mapping.is_none() && second.prepared.mapping.is_none();
+    };
+    let end = |part: Part, change: &Checked<'_>, offset: u64, at: u64| {
+        // Checked not to wrap, with the whole change.
+        debug_assert!(change.prepared.range.covers(part.range));
+        offset.wrapping_add(change.prepared.range.distance_to(at))
+    };
+    let protection = |change: &Checked<'_>| change.prepared.mapping.as_ref().map(|m| m.protection);
+    end(a, first, *offset, a.range.end()) == end(b, second, *next_offset, b.range.start())
+        && protection(first) == protection(second)
+        && (first.prefault, direct) == (second.prefault, next_direct)
+        && (file, kind) == (next_file, next_kind)
+        && same_access(*kind, *fd, *next_fd)
+}
+
+/// Whether two descriptors of files with the same numbers are one file, open in the same way. On
+/// tmpfs the kernel itself numbers the files; another file system could give two the same number.
+fn same_access(kind: DescriptorKind, fd: BorrowedFd<'_>, next: BorrowedFd<'_>) -> bool {
+    let mode = |fd| fcntl_getfl(fd).map(|flags| flags & OFlags::ACCMODE).ok();
+    fd.as_raw_fd() == next.as_raw_fd()
+        || (kind == DescriptorKind::Shmem && mode(fd).is_some() && mode(fd) == mode(next))
+}
+
+/// What the kernel says of `fd`; asked once for changes of one descriptor that follow each other.
+fn inspect(
+    fd: BorrowedFd<'_>,
+    range: PageRange,
+    last: &mut Last,
+) -> Result<(Descriptor, Kept), Error> {
+    match last {
+        Some((raw, found, kept)) if *raw == fd.as_raw_fd() => Ok((*found, kept.clone())),
+        _ => {
+            let found = Descriptor::inspect(fd, range)?;
+            let kept = keep(found.kind, fd).map_err(|errno| stage_failed(range, errno))?;
+            *last = Some((fd.as_raw_fd(), found, kept.clone()));
+            Ok((found, kept))
+        }
+    }
+}
+
+fn stage_failed(range: PageRange, errno: Errno) -> Error {
+    Error::Stage {
+        range,
+        source: errno.into(),
+    }
+}
+
+fn map_elsewhere(
+    range: PageRange,
+    fd: BorrowedFd<'_>,
+    offset: u64,
+    protection: Protection,
+    site: Site,
+) -> Result<Staged, Error> {
+    let staged = Staged::descriptor(range.len(), fd, offset, protection, site);
+    staged.map_err(|errno| {
+        let access = (errno == Errno::ACCESS)
+            .then(|| access_refused(fd, range, protection))
+            .flatten();
+        access.unwrap_or_else(|| stage_failed(range, errno))
+    })
+}
+
+/// Why host memory was not duplicated.
+enum Refusal {
+    Duplicate(Errno),
+    Protection(Errno),
+}
+
+fn duplicate(range: PageRange, address: usize, protection: Protection) -> Result<Staged, Refusal> {
+    // An address of this process and a length within its mapping fit a usize.
+    let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+    let staged = Staged::duplicate(address, len).map_err(Refusal::Duplicate)?;
+    // The duplicate has the protection of the original.
+    staged.protect(protection).map_err(Refusal::Protection)?;
+    Ok(staged)
+}
 
 /// The kernel duplicates no hugetlb and no PFNMAP mapping, so a batch that fails maps them again.
 fn keep(kind: DescriptorKind, fd: BorrowedFd<'_>) -> rustix::io::Result<Kept> {

@@ -14,7 +14,7 @@ pub(super) struct Shared {
     pub(super) geometry: Geometry,
     pub(super) arena: Arena,
     pub(super) backend: Box<dyn Backend>,
-    pub(super) areas: Areas,
+    pub(super) areas: Arc<Areas>,
     pub(super) tally: Tally,
     pub(super) fallback: bool,
     pub(super) provider: Arc<dyn SlotProvider>,

@@ -10,15 +10,16 @@
 //! back fails, the window is poisoned.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
 use super::counters::count;
-use super::prepare::{Placement, Prepared};
+use super::merge;
+use super::prepare::{Placement, Prepared, Ready, Run};
+use super::saved::Saved;
 use super::shared::Shared;
-use crate::arena::areas::{Need, Room};
-use crate::arena::{Refused, Site, Staged};
+use crate::arena::Refused;
+use crate::arena::areas::Need;
 use crate::dma::table::DmaTable;
 use crate::error::{Error, StateAfter};
 use crate::layout::{Layout, Mapping, Origin, Undo};
@@ -45,13 +46,6 @@ struct Plan {
     after: Vec<Extent>,
 }
 
-/// Second mappings of memory that a batch is about to cover, and the room that they take.
-#[derive(Debug, Default)]
-struct Saved<'a> {
-    mappings: Vec<(PageRange, Staged)>,
-    _room: Option<Room<'a>>,
-}
-
 /// How a change that fails after memory has changed is recovered from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OnFailure {
@@ -65,15 +59,23 @@ impl State {
     pub(super) fn commit(
         &mut self,
         shared: &Shared,
-        changes: Vec<Prepared<'_>>,
+        ready: Ready<'_>,
         on_failure: OnFailure,
     ) -> Result<(), Error> {
         if self.poisoned {
             return Err(Error::Poisoned);
         }
+        let Ready {
+            changes, mut runs, ..
+        } = ready;
+        // A hole that is made where the arena has nothing is no call.
+        runs.retain(|run| run.makes_memory() || self.layout.has_memory(run.range));
         let saved = match on_failure {
             OnFailure::Hole => Saved::default(),
-            OnFailure::PutBack => self.save(shared, &changes)?,
+            OnFailure::PutBack => {
+                let fails_late = !shared.backend.slots_rest() || !self.dma.is_empty();
+                Saved::before(shared, &self.layout, &runs, fails_late)?
+            }
         };
         let before = self.layout.len();
         let undos = self.enter(&changes)?;
@@ -87,39 +89,52 @@ impl State {
         // Whatever a hypervisor that panics leaves behind, nobody goes on with.
         self.poisoned = true;
         let mut placed = false;
-        let result = self
-            .make(shared, changes, &undos, &mut placed)
-            .map_err(|error| {
-                let spans = spans(&undos);
-                // No memory is put back, or taken away, under a device.
-                let stuck = placed && self.dma.unmap(&spans).is_err();
-                let error = match on_failure {
-                    _ if stuck => {
-                        self.leave(undos);
-                        error.with_state(StateAfter::Poisoned)
-                    }
-                    _ if !placed => {
-                        self.leave(undos);
-                        error
-                    }
-                    OnFailure::Hole => self.recover_as_hole(shared, undos, error),
-                    OnFailure::PutBack => self.put_back(shared, undos, saved, error),
-                };
-                let settled = match error.state_after() {
-                    // Nothing must come over memory that is not known.
-                    StateAfter::Poisoned => Ok(()),
-                    _ => self
-                        .settle(shared, &spans)
-                        .and_then(|()| self.map_dma(shared, &spans)),
-                };
-                self.judge(error, settled)
-            });
+        let made = self.make(shared, runs, &undos, &mut placed);
+        let result =
+            made.map_err(|error| self.recover(shared, undos, saved, (on_failure, placed), error));
         self.report(&changing, placed);
         let added = self.added_since(before);
         shared.areas.give_back(charged.saturating_sub(added));
         let poisons = |error: &Error| error.state_after() == StateAfter::Poisoned;
         self.poisoned = result.as_ref().is_err_and(poisons);
+        if result.is_ok() {
+            count_fallbacks(shared, &changes);
+        }
         result
+    }
+
+    /// After a failure: back to a state with a name, by the way that was chosen before.
+    fn recover(
+        &mut self,
+        shared: &Shared,
+        undos: Vec<Undo>,
+        saved: Saved,
+        (on_failure, placed): (OnFailure, bool),
+        error: Error,
+    ) -> Error {
+        let spans = spans(&undos);
+        // No memory is put back, or taken away, under a device.
+        let stuck = placed && self.dma.unmap(&spans).is_err();
+        let error = match on_failure {
+            _ if stuck => {
+                self.leave(undos);
+                error.with_state(StateAfter::Poisoned)
+            }
+            _ if !placed => {
+                self.leave(undos);
+                error
+            }
+            OnFailure::Hole => self.recover_as_hole(shared, undos, error),
+            OnFailure::PutBack => self.put_back(shared, undos, saved, error),
+        };
+        let settled = match error.state_after() {
+            // Nothing must come over memory that is not known.
+            StateAfter::Poisoned => Ok(()),
+            _ => self
+                .settle(shared, &spans)
+                .and_then(|()| self.map_dma(shared, &spans)),
+        };
+        self.judge(error, settled)
     }
 
     /// How many mappings there are more than `before`.
@@ -127,38 +142,8 @@ impl State {
         self.layout.len().wrapping_sub(before).cast_signed()
     }
 
-    /// Second mappings of everything that the changes touch, each once and whole: a part of a
-    /// mapping can be less than a huge page.
-    fn save<'a>(&self, shared: &'a Shared, changes: &[Prepared<'_>]) -> Result<Saved<'a>, Error> {
-        let touched: BTreeMap<u64, &Mapping> = changes
-            .iter()
-            .flat_map(|change| self.layout.overlapping(change.range))
-            .filter(|old| old.in_place().is_none())
-            .map(|old| (old.range.start(), old))
-            .collect();
-        let Some(first) = touched.values().next() else {
-            return Ok(Saved::default());
-        };
-        let room = shared.areas.room_for(touched.len(), first.range)?;
-        let save = |old: &Mapping| {
-            let range = old.range;
-            match save_one(shared, old) {
-                Ok(staged) => Ok((range, staged)),
-                Err(errno) => Err(Error::Stage {
-                    range,
-                    source: errno.into(),
-                }),
-            }
-        };
-        let mappings = touched.into_values().map(save).collect::<Result<_, _>>()?;
-        Ok(Saved {
-            mappings,
-            _room: Some(room),
-        })
-    }
-
     /// Enters the changes into the layout, all or none.
-    fn enter(&mut self, changes: &[Prepared<'_>]) -> Result<Vec<Undo>, Error> {
+    fn enter(&mut self, changes: &[Prepared]) -> Result<Vec<Undo>, Error> {
         let mut undos = Vec::with_capacity(changes.len());
         for change in changes {
             let range = change.range;
@@ -219,7 +204,7 @@ impl State {
     fn make(
         &mut self,
         shared: &Shared,
-        changes: Vec<Prepared<'_>>,
+        runs: Vec<Run<'_>>,
         undos: &[Undo],
         placed: &mut bool,
     ) -> Result<(), Error> {
@@ -230,8 +215,8 @@ impl State {
         self.slots.register_all(&plan.before)?;
         self.unmap_dma(undos)?;
         *placed = true;
-        for (change, undo) in changes.into_iter().zip(undos) {
-            place(shared, change, undo)?;
+        for run in runs {
+            place(shared, run)?;
         }
         self.slots
             .register_all(&plan.after)
@@ -324,31 +309,17 @@ impl State {
     }
 
     /// After a batch failed: everything is put back.
-    fn put_back(
-        &mut self,
-        shared: &Shared,
-        undos: Vec<Undo>,
-        saved: Saved<'_>,
-        error: Error,
-    ) -> Error {
-        let ranges: Vec<PageRange> = undos.iter().map(Undo::range).collect();
+    fn put_back(&mut self, shared: &Shared, undos: Vec<Undo>, saved: Saved, error: Error) -> Error {
+        let ranges = merge::without_seams(undos.iter().map(Undo::range).collect());
         self.leave(undos);
-        if matches!(
-            error,
-            Error::Place {
-                state: StateAfter::Poisoned,
-                ..
+        if let Error::Place { range, state, .. } = error {
+            // A stranger's memory may lie in the arena: nothing is put over it. What was not saved
+            // was not to be lost.
+            if state == StateAfter::Poisoned || (state == StateAfter::Hole && saved.lacks(range)) {
+                return error.with_state(StateAfter::Poisoned);
             }
-        ) {
-            // A stranger's memory may lie in the arena: nothing is put over it.
-            return error;
         }
-        let put_back = saved.mappings.into_iter().try_for_each(|(range, staged)| {
-            shared
-                .arena
-                .place(range, staged)
-                .map_err(|refused| (range, refused))
-        });
+        let put_back = saved.put_back(&shared.arena);
         let holes = || {
             ranges
                 .iter()
@@ -395,13 +366,27 @@ impl State {
 }
 
 /// Takes the areas that a change needs.
-fn take_areas(shared: &Shared, added: isize, changes: &[Prepared<'_>]) -> Result<(), Error> {
+fn take_areas(shared: &Shared, added: isize, changes: &[Prepared]) -> Result<(), Error> {
     let maps = changes.iter().find(|change| change.mapping.is_some());
     let need = if maps.is_some() { Need::Map } else { Need::Cut };
     let Some(first) = maps.or(changes.first()) else {
         return Ok(());
     };
     shared.areas.take(added, need, first.range)
+}
+
+/// Counts what `fixed` could not share.
+fn count_fallbacks(shared: &Shared, changes: &[Prepared]) {
+    let in_place = |change: &&Prepared| {
+        let mapping = change.mapping.as_ref();
+        mapping.is_some_and(|mapping| mapping.in_place().is_some())
+    };
+    if shared.backend.slots_rest() {
+        changes
+            .iter()
+            .filter(in_place)
+            .for_each(|_| count(&shared.tally.fallbacks));
+    }
 }
 
 /// Everything that the changes touch: their own ranges, and the mappings that they met.
@@ -412,21 +397,11 @@ fn spans(undos: &[Undo]) -> Vec<PageRange> {
     undos.iter().map(Undo::range).chain(met).collect()
 }
 
-fn save_one(shared: &Shared, old: &Mapping) -> rustix::io::Result<Staged> {
-    match (shared.arena.duplicate(old.range), old.origin, &old.keep) {
-        (Err(_), Origin::Descriptor { offset, .. }, Some(fd)) => {
-            let (len, site) = (old.range.len(), Site::Anywhere);
-            Staged::descriptor(len, fd.as_fd(), offset, old.protection, site)
-        }
-        (duplicated, ..) => duplicated,
-    }
-}
-
 /// Makes one change of memory.
-fn place(shared: &Shared, change: Prepared<'_>, undo: &Undo) -> Result<(), Error> {
-    let range = change.range;
+fn place(shared: &Shared, run: Run<'_>) -> Result<(), Error> {
+    let range = run.range;
     let refused = |refused: Refused| refusal(range, &refused);
-    match change.placement {
+    match run.placement {
         Placement::Staged(staged) => {
             shared.arena.place(range, staged).map_err(refused)?;
             count(&shared.tally.staged);
@@ -445,14 +420,7 @@ fn place(shared: &Shared, change: Prepared<'_>, undo: &Undo) -> Result<(), Error
             })?;
             count(&shared.tally.direct);
         }
-        Placement::Hole => {
-            if undo.before().iter().any(|old| old.in_place().is_none()) {
-                shared.arena.punch(range).map_err(refused)?;
-            }
-            if change.mapping.is_some() && shared.backend.slots_rest() {
-                count(&shared.tally.fallbacks);
-            }
-        }
+        Placement::Hole => shared.arena.punch(range).map_err(refused)?,
     }
     Ok(())
 }

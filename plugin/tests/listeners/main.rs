@@ -17,7 +17,6 @@ mod findings;
 #[expect(dead_code, reason = "shared with the tests of faults")]
 #[path = "../faults/memories.rs"]
 mod memories;
-#[expect(dead_code, reason = "shared with the tests of faults")]
 #[path = "../faults/script.rs"]
 mod script;
 

@@ -19,6 +19,7 @@ mod errors;
 mod gap;
 mod host_memory;
 mod map;
+mod merge;
 mod policy;
 mod prefault;
 mod record;

@@ -35,9 +35,19 @@ pub fn open(backend: BackendKind) -> Bench {
 }
 
 pub fn open_with(options: WindowOptions) -> Bench {
+    open_as(options, 8..16)
+}
+
+/// The first window again, with other slot numbers.
+pub fn open_numbered(backend: BackendKind, numbers: std::ops::Range<u32>) -> Bench {
+    let options = WindowOptions::new(BASE, 64 * PAGE).segment_size(16 * PAGE);
+    open_as(options.backend(backend), numbers)
+}
+
+fn open_as(options: WindowOptions, numbers: std::ops::Range<u32>) -> Bench {
     let recorder = Arc::new(Recorder::default());
     let window = options
-        .open(Arc::clone(&recorder) as _, SlotNumbers::new(8..16))
+        .open(Arc::clone(&recorder) as _, SlotNumbers::new(numbers))
         .unwrap();
     Bench { window, recorder }
 }
