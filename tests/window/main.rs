@@ -18,6 +18,7 @@ mod guest_support;
 mod support;
 
 mod bytes;
+mod dirty;
 mod failure;
 mod gap;
 mod host_memory;
