@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The floors of the library, the lowest first. A file imports from its own floor or a lower one.
-const FLOORS: [&[&str]; 5] = [
+const FLOORS: [&[&str]; 6] = [
     &["range", "error", "host"],
     &["source", "layout"],
     &["arena", "slots", "dma"],
     &["backend"],
     &["window"],
+    &["access"],
 ];
 
 /// Crates that belong to adapters, with the files of the library that are adapters.

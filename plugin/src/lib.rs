@@ -41,6 +41,7 @@
 #[cfg(test)]
 extern crate self as vm_remap;
 
+mod access;
 mod arena;
 mod backend;
 mod dma;
