@@ -14,7 +14,7 @@ use std::process::Command;
 
 /// The floors of the library, the lowest first. A file imports from its own floor or a lower one.
 const FLOORS: [&[&str]; 6] = [
-    &["range", "error", "host"],
+    &["range", "error", "host", "sync"],
     &["source", "layout"],
     &["arena", "slots", "dma"],
     &["backend"],

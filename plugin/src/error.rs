@@ -1,6 +1,7 @@
 //! Owns every error of the library, with the figures that explain it. Never decides anything.
 
 use std::io;
+use std::time::Duration;
 
 use crate::range::{GuestAddress, PAGE_SIZE, PageRange};
 
@@ -340,6 +341,63 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A change of memory that is pinned.
+    #[error(
+        "cannot change {range}: {pinned} is pinned, after {ms} ms of waiting; let go of the pin, \
+         or wait longer for it",
+        ms = .waited.as_millis()
+    )]
+    Pinned {
+        /// The range asked for.
+        range: PageRange,
+        /// The range of a pin that overlaps it.
+        pinned: PageRange,
+        /// How long the call waited for it.
+        waited: Duration,
+    },
+    /// A pin of a range in which not everything is mapped.
+    #[error("cannot pin {range}: nothing is mapped at {hole}")]
+    NotMapped {
+        /// The range asked for.
+        range: PageRange,
+        /// The first hole in it.
+        hole: PageRange,
+    },
+    /// An access to bytes that the pin does not hold.
+    #[error("cannot access {len:#x} bytes at {offset:#x} of the pin: it holds {pinned}")]
+    OutsidePin {
+        /// The range of the pin.
+        pinned: PageRange,
+        /// The first byte asked for, counted from the start of the pin.
+        offset: u64,
+        /// How many were asked for.
+        len: u64,
+    },
+    /// A write to a mapping that is read-only. Nothing has been written.
+    #[error("cannot write to {mapping}: it is mapped read-only")]
+    ReadOnly {
+        /// The mapping.
+        mapping: PageRange,
+    },
+    /// Memory that is mapped and not there: the file behind it has lost the page, or the host has
+    /// none for it.
+    #[error(
+        "cannot {verb} {len:#x} bytes at {offset:#x} of the window: only {done:#x} could be \
+         reached; the file behind them may have been truncated"
+    )]
+    Access {
+        /// `read` or `write`.
+        verb: &'static str,
+        /// The first byte asked for, counted from the start of the window.
+        offset: u64,
+        /// How many were asked for.
+        len: u64,
+        /// How many were copied before the kernel stopped, from the first on.
+        done: u64,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// An earlier failure poisoned the window.
     #[error("cannot use the window: an earlier failure poisoned it; close it")]
     Poisoned,
@@ -463,6 +521,9 @@ impl Error {
             Self::DirtyLogOn => Errno::BUSY,
             Self::DirtyLogOff => Errno::NOENT,
             Self::Poisoned => Errno::IO,
+            Self::Pinned { .. } => Errno::BUSY,
+            Self::NotMapped { .. } => Errno::FAULT,
+            Self::ReadOnly { .. } => Errno::ACCESS,
             Self::Inspect { source, .. }
             | Self::Stage { source, .. }
             | Self::Prefault { source, .. }
@@ -470,6 +531,7 @@ impl Error {
             | Self::Reserve { source, .. }
             | Self::Slot { source, .. }
             | Self::Dma { source, .. }
+            | Self::Access { source, .. }
             | Self::PreciseZapRefused { source }
             | Self::DirtyLogSwitch { source, .. }
             | Self::DirtyLogFetch { source, .. }
@@ -483,6 +545,7 @@ impl Error {
             | Self::HugePageAlignment { .. }
             | Self::HugePageCut { .. }
             | Self::HostMemory { .. }
+            | Self::OutsidePin { .. }
             | Self::Record { .. } => Errno::INVAL,
         };
         code.raw_os_error()

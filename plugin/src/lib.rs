@@ -51,8 +51,10 @@ mod layout;
 mod range;
 mod slots;
 mod source;
+mod sync;
 mod window;
 
+pub use access::pin::Pin;
 pub use backend::BackendKind;
 #[cfg(feature = "vfio")]
 pub use dma::vfio::VfioDma;
@@ -72,4 +74,5 @@ pub use window::batch::Batch;
 pub use window::counters::Counters;
 pub use window::dirty::SlotDirtyLog;
 pub use window::options::{WindowOptions, Zap};
+pub use window::pins::OnPinned;
 pub use window::{Found, OnWorkers, Window};

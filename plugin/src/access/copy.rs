@@ -20,11 +20,27 @@ use std::ffi::c_void;
 use std::io;
 use std::ptr;
 
+use crate::window::hold::Part;
+
+/// A copy that the kernel ended too early.
+#[derive(Debug)]
+pub(crate) struct Short {
+    /// How many bytes it had copied.
+    pub(crate) done: u64,
+    pub(crate) source: io::Error,
+}
+
+impl From<Short> for io::Error {
+    fn from(short: Short) -> Self {
+        short.source
+    }
+}
+
 /// Fills `into` with the bytes from `host_address` on.
 ///
 /// All of it or an error: `EFAULT` where a byte cannot be read. `into` then has an unknown mix of
 /// old and new bytes.
-pub(crate) fn read(host_address: u64, into: &mut [u8]) -> io::Result<()> {
+pub(crate) fn read(host_address: u64, into: &mut [u8]) -> Result<(), Short> {
     let buffer = into.as_mut_ptr();
     all(host_address, into.len(), |address, done, len| {
         let window = side(ptr::without_provenance_mut(address), len);
@@ -46,7 +62,7 @@ pub(crate) fn read(host_address: u64, into: &mut [u8]) -> io::Result<()> {
 /// # Safety
 /// What is mapped at these addresses for the length of the call, if anything, must be the guest's
 /// to write: no Rust reference points there and nothing rests on its value.
-pub(crate) unsafe fn write(host_address: u64, from: &[u8]) -> io::Result<()> {
+pub(crate) unsafe fn write(host_address: u64, from: &[u8]) -> Result<(), Short> {
     let buffer = from.as_ptr().cast_mut();
     all(host_address, from.len(), |address, done, len| {
         let window = side(ptr::without_provenance_mut(address), len);
@@ -58,23 +74,42 @@ pub(crate) unsafe fn write(host_address: u64, from: &[u8]) -> io::Result<()> {
     })
 }
 
+/// Writes `from` into a part that is held, `distance` bytes from its first one.
+pub(crate) fn write_part(part: &Part, distance: u64, from: &[u8]) -> Result<(), Short> {
+    let room = part.range().len().checked_sub(distance);
+    assert!(
+        room.is_some_and(|room| from.len() as u64 <= room),
+        "{} bytes do not fit into the part",
+        from.len()
+    );
+    // SAFETY: the bytes lie in the part, by the assertion, and what lies in a part is the guest's
+    // as long as there is a reference to it.
+    unsafe { write(part.host_address().wrapping_add(distance), from) }
+}
+
 /// Calls `copy` with address, bytes done and bytes left until none is left. The kernel stops
 /// short at a bad page, and reports it when asked for that page alone.
 fn all(
     host_address: u64,
     len: usize,
     copy: impl Fn(usize, usize, usize) -> isize,
-) -> io::Result<()> {
-    let fault = || io::Error::from(rustix::io::Errno::FAULT);
-    let start = usize::try_from(host_address).map_err(|_| fault())?;
-    start.checked_add(len).ok_or_else(fault)?;
+) -> Result<(), Short> {
     let mut done = 0;
+    let short = |done: usize, source| Short {
+        done: done as u64,
+        source,
+    };
+    let fault = || io::Error::from(rustix::io::Errno::FAULT);
+    let start = usize::try_from(host_address).map_err(|_| short(0, fault()))?;
+    if start.checked_add(len).is_none() {
+        return Err(short(0, fault()));
+    }
     while done < len {
         let copied = copy(start.wrapping_add(done), done, len.wrapping_sub(done));
         match usize::try_from(copied) {
-            Ok(0) => return Err(fault()),
+            Ok(0) => return Err(short(done, fault())),
             Ok(more) => done = done.saturating_add(more),
-            Err(_) => return Err(io::Error::last_os_error()),
+            Err(_) => return Err(short(done, io::Error::last_os_error())),
         }
     }
     Ok(())

@@ -118,6 +118,28 @@ fn errors() -> Vec<(Error, &'static str, i32)> {
             12,
         ),
         (
+            Error::Pinned {
+                range,
+                pinned: mapping,
+                waited: Duration::from_millis(1500),
+            },
+            "cannot change 0x1000..0x3000: 0x0..0x200000 is pinned, after 1500 ms of waiting; let go \
+             of the pin, or wait longer for it",
+            16,
+        ),
+        (
+            Error::Access {
+                verb: "write",
+                offset: 0x1010,
+                len: 0x2000,
+                done: 0xff0,
+                source: io(14),
+            },
+            "cannot write 0x2000 bytes at 0x1010 of the window: only 0xff0 could be reached; the \
+             file behind them may have been truncated",
+            14,
+        ),
+        (
             Error::Poisoned,
             "cannot use the window: an earlier failure poisoned it; close it",
             5,

@@ -76,6 +76,8 @@ pub struct Mapping {
     pub(crate) label: u64,
     /// Kept where the kernel cannot duplicate the mapping, so that a batch can be undone.
     pub(crate) keep: Option<Arc<OwnedFd>>,
+    /// Whether touching it never raises a signal, see `source::stable`.
+    pub(crate) stable: bool,
 }
 
 impl Mapping {

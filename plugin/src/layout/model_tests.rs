@@ -55,6 +55,7 @@ fn mapping(range: PageRange, label: u64) -> Mapping {
         origin,
         label,
         keep: None,
+        stable: false,
     }
 }
 

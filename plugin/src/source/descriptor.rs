@@ -168,6 +168,15 @@ impl Descriptor {
         }
     }
 
+    /// Whether nobody can take pages away from the end of the file: seals are never taken back
+    /// (Linux: `mm/memfd.c` `memfd_add_seals`), and they were asked for before the size was.
+    pub(crate) fn cannot_shrink(&self) -> bool {
+        self.kind == DescriptorKind::Shmem
+            && self
+                .seals
+                .is_some_and(|seals| seals.contains(SealFlags::SHRINK))
+    }
+
     /// Whether nobody can make a `MAP_FIXED` of this descriptor fail after the kernel has
     /// unmapped what was there: shmem's own mmap fails for its seals only, and they are final
     /// (Linux: `mm/shmem.c` `shmem_mmap`, `mm/mmap.c` `mapping_map_writable`, 6.1 to 6.18).

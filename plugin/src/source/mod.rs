@@ -5,6 +5,7 @@ pub(crate) mod descriptor;
 pub(crate) mod host_memory;
 pub(crate) mod policy;
 pub(crate) mod prefault;
+pub(crate) mod stable;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;

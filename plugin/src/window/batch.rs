@@ -1,5 +1,6 @@
 //! Owns a list of changes that are to be made together. Never makes them.
 
+use super::pins::OnPinned;
 use crate::range::PageRange;
 use crate::source::{Protection, Source};
 
@@ -34,6 +35,7 @@ impl Change<'_> {
 #[derive(Clone, Debug, Default)]
 pub struct Batch<'fd> {
     pub(crate) changes: Vec<Change<'fd>>,
+    pub(crate) on_pinned: Option<OnPinned>,
 }
 
 impl<'fd> Batch<'fd> {
@@ -67,6 +69,14 @@ impl<'fd> Batch<'fd> {
     #[must_use]
     pub fn unmap(self, range: PageRange) -> Self {
         self.with(Change::Unmap { range })
+    }
+
+    /// What the batch does when it meets a [`Pin`](crate::Pin), in place of what the window was
+    /// opened with.
+    #[must_use]
+    pub fn on_pinned(mut self, on_pinned: OnPinned) -> Self {
+        self.on_pinned = Some(on_pinned);
+        self
     }
 
     /// How many changes there are.

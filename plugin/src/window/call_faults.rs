@@ -5,7 +5,7 @@
 //! In a process of its own, where nothing else maps memory and the areas can be counted.
 
 #[path = "../../tests/common/alone.rs"]
-#[expect(dead_code, unreachable_pub, reason = "shared with other tests")]
+#[expect(unreachable_pub, reason = "shared with other tests")]
 mod alone;
 #[path = "../../tests/faults/eyes.rs"]
 #[expect(unreachable_pub, reason = "shared with other tests")]

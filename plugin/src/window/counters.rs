@@ -41,6 +41,8 @@ pub struct Counters {
     pub mappings: u64,
     /// Bytes that they cover.
     pub mapped_bytes: u64,
+    /// Pins there are now.
+    pub pins: u64,
 }
 
 /// The counters that change outside the window's lock.

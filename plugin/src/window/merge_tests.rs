@@ -107,6 +107,7 @@ fn mapping(start: u64, inode: u64, offset: u64) -> Mapping {
         },
         label: start,
         keep: None,
+        stable: false,
     }
 }
 

@@ -7,9 +7,11 @@ pub(crate) mod batch;
 mod call_faults;
 pub(crate) mod counters;
 pub(crate) mod dirty;
+pub(crate) mod hold;
 mod listeners;
 mod merge;
 pub(crate) mod options;
+pub(crate) mod pins;
 mod prefault;
 mod prepare;
 mod saved;
@@ -17,11 +19,13 @@ mod shared;
 mod transaction;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use batch::{Batch, Change};
 use counters::{Counters, Tally, add, count};
 use options::{WindowOptions, Zap, check_base};
+use pins::{OnPinned, Pins, Turnstile};
 use prefault::Filled;
 use prepare::{Prepared, Ready};
 use shared::Shared;
@@ -39,6 +43,7 @@ use crate::range::{GuestAddress, PAGE_SIZE, PageRange};
 use crate::slots::table::SlotTable;
 use crate::slots::{SlotNumbers, SlotProvider};
 use crate::source::{Protection, Source};
+use crate::sync::{Mutex, MutexGuard};
 
 /// A guest-physical range whose backing the VMM changes while the guest runs.
 ///
@@ -152,12 +157,15 @@ impl WindowOptions {
             fallback: self.fallback,
             guest_prefault: provider.can_prefault(),
             provider,
+            on_pinned: self.on_pinned,
+            turnstile: Turnstile::default(),
         };
         let state = State {
             layout: Layout::default(),
             slots,
             dma: DmaTable::default(),
             poisoned: false,
+            pins: Pins::default(),
         };
         let (kind, scratch) = (self.backend, self.scratch);
         Ok(Window {
@@ -250,13 +258,23 @@ impl Window {
     /// As the single operations, each with everything left as it was, or with the window poisoned
     /// where the kernel refused even that ([`Error::state_after`] tells).
     pub fn commit(&self, batch: &Batch<'_>) -> Result<(), Error> {
-        self.change(&batch.changes, OnFailure::PutBack)?;
+        let on_pinned = batch.on_pinned.unwrap_or(self.shared.on_pinned);
+        self.change_when(&batch.changes, OnFailure::PutBack, on_pinned)?;
         count(&self.shared.tally.batches);
         Ok(())
     }
 
     fn change(&self, changes: &[Change<'_>], on_failure: OnFailure) -> Result<(), Error> {
-        let result = self.try_change(changes, on_failure);
+        self.change_when(changes, on_failure, self.shared.on_pinned)
+    }
+
+    fn change_when(
+        &self,
+        changes: &[Change<'_>],
+        on_failure: OnFailure,
+        on_pinned: OnPinned,
+    ) -> Result<(), Error> {
+        let result = self.try_change(changes, on_failure, on_pinned);
         match &result {
             Ok(()) => {
                 for change in changes {
@@ -272,7 +290,12 @@ impl Window {
         result
     }
 
-    fn try_change(&self, changes: &[Change<'_>], on_failure: OnFailure) -> Result<(), Error> {
+    fn try_change(
+        &self,
+        changes: &[Change<'_>],
+        on_failure: OnFailure,
+        on_pinned: OnPinned,
+    ) -> Result<(), Error> {
         // Until a batch is made, each of its sources, and each mapping in its way, is mapped once
         // more.
         let _room = match changes {
@@ -280,10 +303,15 @@ impl Window {
             _ => None,
         };
         let ready = self.shared.prepare(changes)?;
-        self.finish(ready, on_failure)
+        self.finish(ready, on_failure, on_pinned)
     }
 
-    fn finish(&self, ready: Ready<'_>, on_failure: OnFailure) -> Result<(), Error> {
+    fn finish(
+        &self,
+        ready: Ready<'_>,
+        on_failure: OnFailure,
+        on_pinned: OnPinned,
+    ) -> Result<(), Error> {
         let asked = |change: &&Prepared| change.filled != Filled::NotAsked;
         let filled: Vec<(PageRange, Filled)> = ready
             .changes
@@ -292,7 +320,8 @@ impl Window {
             .map(|change| (change.range, change.filled))
             .collect();
         let joined = ready.joined;
-        self.state().commit(&self.shared, ready, on_failure)?;
+        self.unpinned(&ready.changes, on_pinned)?
+            .commit(&self.shared, ready, on_failure)?;
         add(&self.shared.tally.joined, joined);
         self.finish_prefault(&filled);
         Ok(())
@@ -312,6 +341,25 @@ impl Window {
     pub fn relocate(&self, base: GuestAddress) -> Result<(), Error> {
         check_base(base, self.shared.geometry.window.len())?;
         self.guarded(|state| state.relocate(&self.shared, base))
+    }
+
+    /// The window's state, once no pin is in the way of `changes`.
+    fn unpinned(
+        &self,
+        changes: &[Prepared],
+        on_pinned: OnPinned,
+    ) -> Result<MutexGuard<'_, State>, Error> {
+        let ranges: Vec<PageRange> = changes.iter().map(|change| change.range).collect();
+        let turnstile = &self.shared.turnstile;
+        let locked = turnstile.lock_unpinned(&self.state, &ranges, on_pinned);
+        locked.map_err(|blocked| Error::Pinned {
+            range: blocked.range,
+            pinned: blocked.pinned,
+            waited: match on_pinned {
+                OnPinned::Refuse => Duration::ZERO,
+                OnPinned::Wait(limit) => limit,
+            },
+        })
     }
 
     /// Makes calls that a failure, or a panic of who is called, can leave half-done.
@@ -429,6 +477,7 @@ impl Window {
             slots: state.slots.len() as u64,
             mappings: state.layout.len() as u64,
             mapped_bytes: state.layout.mapped(),
+            pins: state.pins.len() as u64,
             ..self.shared.tally.read()
         }
     }

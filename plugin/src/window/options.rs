@@ -1,5 +1,6 @@
 //! Owns what a window can be opened with, and the checks of it. Never opens anything itself.
 
+use super::pins::OnPinned;
 use crate::backend::{BackendKind, Geometry};
 use crate::error::{Error, MAX_SEGMENTS};
 use crate::range::{GuestAddress, HUGE_1G, PAGE_SIZE, PageRange};
@@ -36,6 +37,7 @@ pub struct WindowOptions {
     pub(super) fallback: bool,
     pub(super) zap: Zap,
     pub(super) scratch: Option<GuestAddress>,
+    pub(super) on_pinned: OnPinned,
 }
 
 impl WindowOptions {
@@ -58,6 +60,7 @@ impl WindowOptions {
             fallback: false,
             zap: Zap::default(),
             scratch: None,
+            on_pinned: OnPinned::default(),
         }
     }
 
@@ -101,6 +104,14 @@ impl WindowOptions {
     #[must_use]
     pub fn scratch_page(mut self, page: GuestAddress) -> Self {
         self.scratch = Some(page);
+        self
+    }
+
+    /// What a change does that meets a [`Pin`](crate::Pin); it waits for a second if not set. A
+    /// batch can have [another answer](crate::Batch::on_pinned).
+    #[must_use]
+    pub fn on_pinned(mut self, on_pinned: OnPinned) -> Self {
+        self.on_pinned = on_pinned;
         self
     }
 

@@ -18,9 +18,8 @@ use crate::error::Error;
 use crate::layout::{Mapping, Origin};
 use crate::range::{PAGE_SIZE, PageRange};
 use crate::source::descriptor::{Descriptor, DescriptorKind, access_refused};
-use crate::source::host_memory;
 use crate::source::prefault::Prefault;
-use crate::source::{Memory, Protection, Source};
+use crate::source::{Memory, Protection, Source, host_memory, stable};
 
 /// Changes that are ready to be made.
 #[derive(Debug)]
@@ -188,14 +187,8 @@ impl Shared {
                 source, protection, ..
             } => (source, protection),
         };
-        let (content, origin, keep) = self.content(range, &source, protection, last)?;
-        prepared.mapping = Some(Mapping {
-            range,
-            protection,
-            origin,
-            label: source.label,
-            keep,
-        });
+        let (content, mapping) = self.content(range, &source, protection, last)?;
+        prepared.mapping = Some(mapping);
         Ok(Checked {
             prepared,
             content,
@@ -203,18 +196,27 @@ impl Shared {
         })
     }
 
+    /// What the arena gets, and what the layout will say of it.
     fn content<'fd>(
         &self,
         range: PageRange,
         source: &Source<'fd>,
         protection: Protection,
         last: &mut Last,
-    ) -> Result<(Content<'fd>, Origin, Kept), Error> {
+    ) -> Result<(Content<'fd>, Mapping), Error> {
+        let mapping = |origin, keep, stable| Mapping {
+            range,
+            protection,
+            origin,
+            label: source.label,
+            keep,
+            stable,
+        };
         match source.memory {
-            Memory::Anonymous => Ok((Content::Anonymous, Origin::Anonymous, None)),
+            Memory::Anonymous => Ok((Content::Anonymous, mapping(Origin::Anonymous, None, true))),
             Memory::Host { address } => {
                 let (content, origin) = self.host_memory(range, address, protection)?;
-                Ok((content, origin, None))
+                Ok((content, mapping(origin, None, false)))
             }
             Memory::Descriptor { fd, offset } => {
                 let (found, keep) = inspect(fd, range, last)?;
@@ -240,7 +242,7 @@ impl Shared {
                     // Pages can only come in before the mapping does where it is made elsewhere.
                     direct: found.cannot_fail_halfway() && !self.fills_host(source.prefault),
                 };
-                Ok((content, origin, keep))
+                Ok((content, mapping(origin, keep, stable::is_stable(&found))))
             }
         }
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::counters::Tally;
+use super::pins::{OnPinned, Turnstile};
 use crate::arena::Arena;
 use crate::arena::areas::Areas;
 use crate::backend::{Backend, Geometry};
@@ -20,4 +21,6 @@ pub(super) struct Shared {
     pub(super) provider: Arc<dyn SlotProvider>,
     /// Whether it said that it can fill the guest's translations.
     pub(super) guest_prefault: bool,
+    pub(super) on_pinned: OnPinned,
+    pub(super) turnstile: Turnstile,
 }

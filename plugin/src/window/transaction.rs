@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::counters::count;
 use super::merge;
+use super::pins::{Pinned, Pins};
 use super::prepare::{Placement, Prepared, Ready, Run};
 use super::saved::Saved;
 use super::shared::Shared;
@@ -34,6 +35,13 @@ pub(super) struct State {
     pub(super) slots: SlotTable,
     pub(super) dma: DmaTable,
     pub(super) poisoned: bool,
+    pub(super) pins: Pins,
+}
+
+impl Pinned for State {
+    fn pins(&mut self) -> &mut Pins {
+        &mut self.pins
+    }
 }
 
 /// The slot calls that a change needs.

@@ -13,7 +13,7 @@ use crate::source::Protection::{self, ReadOnly, ReadWrite};
 
 const EFAULT: Option<i32> = Some(libc::EFAULT);
 
-fn put(address: u64, from: &[u8]) -> io::Result<()> {
+fn put(address: u64, from: &[u8]) -> Result<(), Short> {
     // SAFETY: the tests write to arenas of their own alone, where nobody keeps a reference.
     unsafe { write(address, from) }
 }
@@ -55,9 +55,12 @@ fn hole_is_an_error_and_bytes_before_it_are_written() {
     ftruncate(&fd, PAGE_SIZE).unwrap();
     let (_arena, address) = mapped(fd.as_fd(), 1, ReadWrite);
     let across = address + PAGE_SIZE - 4;
-    assert_eq!(put(across, &[7; 8]).unwrap_err().raw_os_error(), EFAULT);
     assert_eq!(
-        read(across, &mut [0; 8]).unwrap_err().raw_os_error(),
+        put(across, &[7; 8]).unwrap_err().source.raw_os_error(),
+        EFAULT
+    );
+    assert_eq!(
+        read(across, &mut [0; 8]).unwrap_err().source.raw_os_error(),
         EFAULT
     );
     let mut written = [0; 4];
@@ -71,7 +74,10 @@ fn read_only_mapping_is_read_and_not_written() {
     ftruncate(&fd, PAGE_SIZE).unwrap();
     let (_arena, address) = mapped(fd.as_fd(), 1, ReadOnly);
     read(address, &mut [1; 64]).unwrap();
-    assert_eq!(put(address, &[1]).unwrap_err().raw_os_error(), EFAULT);
+    assert_eq!(
+        put(address, &[1]).unwrap_err().source.raw_os_error(),
+        EFAULT
+    );
 }
 
 #[test]
@@ -82,8 +88,14 @@ fn truncated_file_is_an_error_and_no_signal() {
     put(address + 3 * PAGE_SIZE, &[9; 4096]).unwrap();
     ftruncate(&fd, PAGE_SIZE).unwrap();
     let mut all = vec![0; 4 * 4096];
-    assert_eq!(read(address, &mut all).unwrap_err().raw_os_error(), EFAULT);
-    assert_eq!(put(address, &all).unwrap_err().raw_os_error(), EFAULT);
+    assert_eq!(
+        read(address, &mut all).unwrap_err().source.raw_os_error(),
+        EFAULT
+    );
+    assert_eq!(
+        put(address, &all).unwrap_err().source.raw_os_error(),
+        EFAULT
+    );
     read(address, &mut all[..4096]).unwrap();
 }
 
@@ -100,6 +112,6 @@ fn memory_that_cannot_be_pinned_is_read_all_the_same() {
 fn address_that_no_process_has_is_an_error() {
     for address in [0, 8, 1 << 47, u64::MAX - 4, u64::MAX] {
         let error = read(address, &mut [0; 8]).unwrap_err();
-        assert_eq!(error.raw_os_error(), EFAULT, "{address:#x}");
+        assert_eq!(error.source.raw_os_error(), EFAULT, "{address:#x}");
     }
 }

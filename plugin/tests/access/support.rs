@@ -1,0 +1,72 @@
+//! Owns what the tests share: windows, and memory of each kind with known bytes. Never uses a
+//! reference into a window.
+
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use vm_remap::Protection::ReadWrite;
+use vm_remap::{GuestAddress, PageRange, SlotNumbers, Source, Window, WindowOptions};
+
+use crate::recorder::Recorder;
+
+pub const PAGE: u64 = vm_remap::PAGE_SIZE;
+pub const BASE: u64 = 4 << 30;
+pub const PAGES: u64 = 64;
+pub const EFAULT: i32 = 14;
+
+pub fn pages(start: u64, count: u64) -> PageRange {
+    PageRange::new(start * PAGE, count * PAGE).unwrap()
+}
+
+pub fn options() -> WindowOptions {
+    WindowOptions::new(GuestAddress(BASE), PAGES * PAGE)
+}
+
+pub fn open() -> Window {
+    open_with(options())
+}
+
+pub fn open_with(options: WindowOptions) -> Window {
+    let recorder = Arc::new(Recorder::default());
+    options.open(recorder, SlotNumbers::new(8..16)).unwrap()
+}
+
+/// A memfd whose page `n` is filled with the byte `first + n`, that anybody can truncate.
+pub fn memfd(pages: u64, first: u8) -> OwnedFd {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = std::fs::File::from(memfd_create("blob", flags).unwrap());
+    for page in 0..pages {
+        let bytes = [first + page as u8; PAGE as usize];
+        file.write_all_at(&bytes, page * PAGE).unwrap();
+    }
+    file.into()
+}
+
+/// The same, and nobody can truncate it.
+pub fn sealed(pages: u64, first: u8) -> OwnedFd {
+    let fd = memfd(pages, first);
+    fcntl_add_seals(&fd, SealFlags::SHRINK).unwrap();
+    fd
+}
+
+pub fn source(fd: &OwnedFd) -> Source<'_> {
+    Source::descriptor(fd.as_fd(), 0)
+}
+
+/// Maps a whole memfd of `count` pages at the page `at`.
+pub fn map(window: &Window, at: u64, count: u64, fd: &OwnedFd) {
+    let range = pages(at, count);
+    window.map(range, &source(fd), ReadWrite).unwrap();
+}
+
+pub fn truncate(fd: &OwnedFd, pages: u64) {
+    ftruncate(fd, pages * PAGE).unwrap();
+}
+
+pub fn skip(test: &str, reason: &str) {
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "SKIP {test}: {reason}").unwrap();
+}
