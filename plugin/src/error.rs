@@ -478,6 +478,19 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A source that is not what the record says.
+    #[error(
+        "cannot replay the record: {range} was {recorded}, and its source is {found}; pass the \
+         recorded file, or use replay_copies for a copy of it"
+    )]
+    RecordedSource {
+        /// The mapping's range.
+        range: PageRange,
+        /// What the record says.
+        recorded: String,
+        /// What the resolver gave.
+        found: String,
+    },
     /// A replay into a window that already has mappings.
     #[error(
         "cannot replay the record: the window has {mappings} mappings; replay into an empty one"
@@ -546,7 +559,8 @@ impl Error {
             | Self::HugePageCut { .. }
             | Self::HostMemory { .. }
             | Self::OutsidePin { .. }
-            | Self::Record { .. } => Errno::INVAL,
+            | Self::Record { .. }
+            | Self::RecordedSource { .. } => Errno::INVAL,
         };
         code.raw_os_error()
     }

@@ -219,6 +219,16 @@ fn errors() -> Vec<(Error, &'static str, i32)> {
             22,
         ),
         (
+            Error::RecordedSource {
+                range,
+                recorded: "anonymous memory".to_owned(),
+                found: "host memory at 0x7000".to_owned(),
+            },
+            "cannot replay the record: 0x1000..0x3000 was anonymous memory, and its source is \
+             host memory at 0x7000; pass the recorded file, or use replay_copies for a copy of it",
+            22,
+        ),
+        (
             Error::NotEmpty { mappings: 3 },
             "cannot replay the record: the window has 3 mappings; replay into an empty one",
             17,

@@ -2,8 +2,11 @@
 //! Never makes a system call, and decides nothing about slots.
 
 pub(crate) mod record;
+#[cfg(feature = "serde")]
+mod written;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -37,6 +40,24 @@ pub enum Origin {
     },
     /// Anonymous memory.
     Anonymous,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Descriptor {
+                kind,
+                device,
+                inode,
+                offset,
+            } => write!(
+                f,
+                "{kind} from {offset:#x}, device {device:#x}, inode {inode}"
+            ),
+            Self::HostMemory { address, .. } => write!(f, "host memory at {address:#x}"),
+            Self::Anonymous => f.write_str("anonymous memory"),
+        }
+    }
 }
 
 impl Origin {

@@ -2,6 +2,7 @@
 //! Never maps anything.
 
 pub(crate) mod descriptor;
+pub(crate) mod expected;
 pub(crate) mod host_memory;
 pub(crate) mod policy;
 pub(crate) mod prefault;
@@ -11,6 +12,7 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
+use expected::Expected;
 use policy::DescriptorPolicy;
 use prefault::Prefault;
 
@@ -61,6 +63,8 @@ pub struct Source<'fd> {
     pub(crate) label: u64,
     pub(crate) prefault: Prefault,
     pub(crate) policy: DescriptorPolicy,
+    /// What a record says that it is.
+    pub(crate) expected: Option<Expected>,
 }
 
 /// The three kinds of source.
@@ -164,6 +168,7 @@ impl<'fd> Source<'fd> {
             label: 0,
             prefault: Prefault::None,
             policy: DescriptorPolicy::own(),
+            expected: None,
         }
     }
 }

@@ -14,11 +14,11 @@ pub(crate) mod options;
 pub(crate) mod pins;
 mod prefault;
 mod prepare;
+mod replay;
 mod saved;
 mod shared;
 mod transaction;
 
-use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ use crate::backend::BackendKind;
 use crate::dma::table::DmaTable;
 use crate::error::{Error, StateAfter};
 use crate::host::{ZapMode, ZapReport};
-use crate::layout::record::{LayoutRecord, MappingRecord};
+use crate::layout::record::LayoutRecord;
 use crate::layout::{Layout, Mapping};
 use crate::range::{GuestAddress, PAGE_SIZE, PageRange};
 use crate::slots::table::SlotTable;
@@ -491,34 +491,6 @@ impl Window {
             state.slots.base(),
             self.shared.geometry.window.len(),
         )
-    }
-
-    /// Maps everything that `record` lists, all or nothing, into this window, which must be
-    /// empty and no shorter than the recorded one. `resolve` finds the source for each mapping:
-    /// the record knows files by number and label only. Labels are taken from the record.
-    ///
-    /// The window's own guest address stays; the recorded one is information for the VMM.
-    ///
-    /// # Errors
-    /// [`Error::NotEmpty`], [`Error::Record`] or [`Error::BadRange`] for a record that cannot be
-    /// true or does not fit, [`Error::Resolve`] where `resolve` fails, and what
-    /// [`commit`](Self::commit) returns.
-    pub fn replay<'fd>(
-        &self,
-        record: &LayoutRecord,
-        mut resolve: impl FnMut(&MappingRecord) -> io::Result<Source<'fd>>,
-    ) -> Result<(), Error> {
-        let ranges = record.ranges(self.shared.geometry.window.len())?;
-        let mappings = self.state().layout.len();
-        if mappings > 0 {
-            return Err(Error::NotEmpty { mappings });
-        }
-        let mut batch = Batch::new();
-        for (range, mapping) in ranges.into_iter().zip(&record.mappings) {
-            let source = resolve(mapping).map_err(|source| Error::Resolve { range, source })?;
-            batch = batch.map(range, &source.label(mapping.label), mapping.protection);
-        }
-        self.commit(&batch)
     }
 
     /// The guest address of the window's first byte.

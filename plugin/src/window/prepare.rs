@@ -221,6 +221,9 @@ impl Shared {
             Memory::Descriptor { fd, offset } => {
                 let (found, keep) = inspect(fd, range, last)?;
                 source.policy.judge(&found, range)?;
+                if let Some(expected) = source.expected {
+                    expected.judge(&found, offset, range)?;
+                }
                 found.admit(range, offset, protection, self.arena.address(range.start()))?;
                 let Descriptor {
                     kind,

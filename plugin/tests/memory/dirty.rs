@@ -358,7 +358,7 @@ fn migrate(backend: BackendKind, before: Vec<Step>, during: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) })]
 
     #[test]
     fn a_copy_of_dirty_pages_misses_nothing(
