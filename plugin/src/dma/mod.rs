@@ -55,6 +55,7 @@ impl DmaMapping {
 /// - Holes are never mapped. A window of holes costs a listener nothing.
 /// - Each mapping is mapped whole, and unmapped as it was mapped. A mapping that is cut is
 ///   unmapped whole, and what is left of it is mapped again.
+/// - A listener may leave a mapping out and say `Ok`: devices then find nothing there.
 /// - Of several listeners the one that was added first maps first and unmaps last.
 /// - A batch unmaps all that it changes, makes all of its changes, and maps.
 ///

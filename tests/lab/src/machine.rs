@@ -186,6 +186,9 @@ impl Machine<'_> {
         ] {
             options.extend([option.to_owned(), value]);
         }
+        if let Some(machine) = &profile.machine {
+            options.extend(["-machine".to_owned(), machine.clone()]);
+        }
         for device in &profile.devices {
             options.extend(["-device".to_owned(), device.clone()]);
         }

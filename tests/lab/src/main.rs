@@ -128,7 +128,7 @@ mod tests {
             let profiles = profiles(source, &args).unwrap();
             profiles.into_iter().map(|profile| profile.name).collect()
         };
-        assert_eq!(names(&["run"]), ["6.1", "6.12", "cured", "worker"]);
+        assert_eq!(names(&["run"]), ["6.1", "6.12", "cured", "dma", "worker"]);
         assert_eq!(names(&["run", "--", "sh"]), ["6.12"]);
         let line = ["run", "--kernel", "worker", "--kernel", "6.1", "--", "sh"];
         assert_eq!(names(&line), ["worker", "6.1"]);

@@ -23,6 +23,9 @@ pub(crate) struct Profile {
     /// The tests and steps that run without a command; all of them where empty.
     #[serde(default)]
     pub(crate) only: Vec<String>,
+    /// The kind of machine, the value of QEMU's `-machine`; its own default where it is none.
+    #[serde(default)]
+    pub(crate) machine: Option<String>,
     pub(crate) cpu: String,
     pub(crate) smp: u32,
     pub(crate) memory_mib: u32,
@@ -128,7 +131,7 @@ mod tests {
     #[test]
     fn every_shipped_profile_is_valid() {
         let names = names(lab()).unwrap();
-        assert_eq!(names, ["6.1", "6.12", "cured", "worker"]);
+        assert_eq!(names, ["6.1", "6.12", "cured", "dma", "worker"]);
         for name in names {
             let profile = read(lab(), &name).unwrap();
             assert_eq!(profile.name, name);
@@ -151,7 +154,7 @@ mod tests {
         let error = read(lab(), "5.10").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "cannot find a profile 5.10: there are 6.1, 6.12, cured, worker"
+            "cannot find a profile 5.10: there are 6.1, 6.12, cured, dma, worker"
         );
     }
 
