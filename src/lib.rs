@@ -7,4 +7,5 @@ pub mod guest;
 pub mod ready;
 pub mod report;
 pub mod scale;
+pub mod trace;
 pub mod whozaps;

@@ -289,3 +289,17 @@ fn scale_measures_calls_memory_and_threads() {
         assert!(threads["4"]["calls_per_s"].as_f64().unwrap() > 0.0);
     }
 }
+
+#[test]
+fn traces_are_made_up_and_the_same_again() {
+    for client in ["game", "dax", "video"] {
+        let arguments = ["trace", client, "--seconds", "1", "--seed", "7"];
+        let (once, again) = (run(&arguments), run(&arguments));
+        assert!(once.status.success());
+        assert_eq!(once.stdout, again.stdout, "{client}");
+        let text = String::from_utf8(once.stdout).unwrap();
+        assert!(text.starts_with("vm-remap-trace 1 "), "{text}");
+        let words = format!("# made up by `vm-remap trace {client} --seconds 1 --seed 7`");
+        assert!(text.contains(&words), "{text}");
+    }
+}

@@ -5,6 +5,7 @@ mod bench;
 mod doctor;
 mod ready;
 mod scale;
+mod trace;
 mod who_zaps;
 
 use std::io::Write;
@@ -33,6 +34,8 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Measure remapping under a real guest: memslots, `MAP_FIXED` and this library side by side.
     Bench(bench::Arguments),
+    /// Make up a trace of a client of a window, for `bench --trace`.
+    Trace(trace::Arguments),
     /// Print shell completions.
     Completions {
         /// For which shell.
@@ -51,6 +54,7 @@ pub fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Trace(arguments) => trace::run(&arguments),
         Command::Completions { shell } => write(&completions(shell)).map(|()| ExitCode::SUCCESS),
         Command::Man => manual()
             .and_then(|page| write(&page))
@@ -129,6 +133,7 @@ mod tests {
             "ready",
             "scale",
             "rate",
+            "seconds",
             "blob",
             "working\\-set",
         ] {
