@@ -5,6 +5,7 @@ pub mod cli;
 pub mod doctor;
 pub mod guest;
 pub mod ready;
+pub mod replay;
 pub mod report;
 pub mod scale;
 pub mod trace;

@@ -303,3 +303,50 @@ fn traces_are_made_up_and_the_same_again() {
         assert!(text.contains(&words), "{text}");
     }
 }
+
+#[test]
+fn a_trace_is_replayed_by_every_rival() {
+    if !has_kvm("a_trace_is_replayed_by_every_rival") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.trace");
+    let steps = "0 map 1 auto 64K own\n1000 map 2 2M 4K peer\n2000 replace 2 own\n3000 unmap 1\n";
+    std::fs::write(&file, format!("vm-remap-trace 1 16M\n{steps}")).unwrap();
+    let output = vm_remap(&["bench", "--quick", "--working-set", "4M", "--json", "-"])
+        .arg("--trace")
+        .arg(&file)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        keys(&report),
+        ["aims", "backends", "complete", "host", "settings"]
+    );
+    assert_eq!(report["settings"]["operations"], 4);
+    let names = ["fixed", "memslot", "memslot-precise", "plain"];
+    assert_eq!(keys(&report["backends"]), names);
+    for name in ["fixed", "memslot", "plain"] {
+        let backend = &report["backends"][name];
+        let figures = ["late_us", "map_us", "replace_us", "unmap_us", "work_kept"];
+        assert_eq!(keys(backend), figures);
+        let counts = ["map_us", "replace_us", "unmap_us", "late_us"]
+            .map(|figure| backend[figure]["n"].as_u64().unwrap());
+        assert_eq!(counts, [2, 1, 1, 4], "{name}");
+        assert!(backend["work_kept"].as_f64().unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn a_trace_that_cannot_be_used_is_refused_before_anything_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.trace");
+    std::fs::write(&file, "vm-remap-trace 1 16M\n# nothing yet\n0 unmap 9\n").unwrap();
+    let output = vm_remap(&["bench", "--trace"]).arg(&file).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let expected = "cannot use the trace: line 3: there is no mapping 9 to unmap";
+    assert!(said.contains(expected), "{said}");
+}

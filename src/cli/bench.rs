@@ -10,7 +10,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::{self, Options};
-use crate::{ready, report, scale};
+use crate::{ready, replay, report, scale};
 
 /// What a shell gives a command that Ctrl-C ended.
 pub(super) const INTERRUPTED: u8 = 130;
@@ -69,6 +69,13 @@ pub(super) struct Arguments {
         "blob", "rate", "working_set", "vcpus", "duration", "html", "svg"
     ])]
     scale: bool,
+    /// Instead: replay a trace (- for the standard input) while a guest works. Each rival replays
+    /// all of it in each round [default: 3 rounds, with --quick 1, of its first second]
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "ready", "who_zaps", "scale",
+        "blob", "rate", "duration", "html", "svg"
+    ])]
+    trace: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -132,6 +139,17 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             quick: arguments.quick,
         };
         return super::scale::run(options, arguments.json.as_deref());
+    }
+    if let Some(trace) = &arguments.trace {
+        let options = replay::Options {
+            working_set: arguments.options().working_set,
+            vcpus: arguments.vcpus,
+            rounds: arguments
+                .rounds
+                .unwrap_or(if arguments.quick { 1 } else { 3 }),
+            quick: arguments.quick,
+        };
+        return super::replay::run(trace, &options, arguments.json.as_deref());
     }
     let options = arguments.options();
     let stop = stopped_by_signals()?;

@@ -4,6 +4,7 @@
 mod bench;
 mod doctor;
 mod ready;
+mod replay;
 mod scale;
 mod trace;
 mod who_zaps;
@@ -132,6 +133,7 @@ mod tests {
             "quick",
             "ready",
             "scale",
+            "trace",
             "rate",
             "seconds",
             "blob",

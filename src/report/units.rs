@@ -35,7 +35,7 @@ pub(super) fn micros_short(us: f64) -> String {
 }
 
 /// A share as per cent: `98.4 %`.
-pub(super) fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
