@@ -350,3 +350,42 @@ fn a_trace_that_cannot_be_used_is_refused_before_anything_is_measured() {
     let expected = "cannot use the trace: line 3: there is no mapping 9 to unmap";
     assert!(said.contains(expected), "{said}");
 }
+
+#[test]
+fn jitter_is_measured_beside_every_rival_and_drawn() {
+    let test = "jitter_is_measured_beside_every_rival_and_drawn";
+    if !has_kvm(test) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (html, svg) = (folder.path().join("j.html"), folder.path().join("j.svg"));
+    let mut command = vm_remap(&["bench", "--jitter", "--quick", "--duration", "1"]);
+    command.args(["--rounds", "1", "--working-set", "4M", "--json", "-"]);
+    command.arg("--html").arg(&html).arg("--svg").arg(&svg);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if said.contains("cannot give a timer the real-time priority") {
+        assert!(said.contains("CAP_SYS_NICE"), "{said}");
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "SKIP {test}: no right to real-time priorities").unwrap();
+        return;
+    }
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let parts = ["aims", "backends", "complete", "host", "idle", "settings"];
+    assert_eq!(keys(&report), parts);
+    let names = ["fixed", "memslot", "memslot-precise", "plain"];
+    assert_eq!(keys(&report["backends"]), names);
+    assert_eq!(report["settings"]["priority"], "SCHED_FIFO 2");
+    let figures = ["max_us", "missed", "n", "p50_us", "p999_us", "times_idle"];
+    for name in ["fixed", "memslot", "plain"] {
+        let wakeups = &report["backends"][name];
+        assert_eq!(keys(wakeups), figures, "{name}");
+        assert!(wakeups["n"].as_u64().unwrap() > 0);
+        assert_eq!(keys(&wakeups["times_idle"]), ["max", "p50", "p999"]);
+    }
+    assert_eq!(keys(&report["idle"]), figures);
+    for file in [html, svg] {
+        assert!(std::fs::read_to_string(file).unwrap().contains("</svg>"));
+    }
+}

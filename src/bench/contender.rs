@@ -21,7 +21,7 @@ const LOOK_LIMIT: Duration = Duration::from_millis(2);
 
 /// Which rival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(crate) enum Role {
     Memslot,
     Precise,
     Plain,
@@ -31,7 +31,7 @@ pub(super) enum Role {
 }
 
 impl Role {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Memslot => "memslot",
             Self::Precise => "memslot-precise",
@@ -58,7 +58,7 @@ impl Role {
 
 /// One rival with its guest.
 #[derive(Debug)]
-pub(super) struct Contender {
+pub(crate) struct Contender {
     role: Role,
     // Before the guest: a window closes before its VM does.
     mapper: Mapper,
@@ -93,11 +93,15 @@ impl Contender {
         Ok(contender)
     }
 
-    pub(super) fn role(&self) -> Role {
+    pub(crate) fn role(&self) -> Role {
         self.role
     }
 
-    pub(super) fn guest(&self) -> &Guest {
+    pub(crate) fn walk(&self) -> &Walk {
+        &self.walk
+    }
+
+    pub(crate) fn guest(&self) -> &Guest {
         self.walk.guest()
     }
 
@@ -152,7 +156,7 @@ impl Contender {
     }
 
     /// Maps and unmaps at the rate asked for. Returns the number of operations.
-    fn churn(&mut self, slices: &Slices, stop: &AtomicBool) -> anyhow::Result<u64> {
+    pub(crate) fn churn(&mut self, slices: &Slices, stop: &AtomicBool) -> anyhow::Result<u64> {
         let mut pace = Pace::new(slices.churn, slices.step);
         let mut ops = 0_u64;
         while pace.goes_on(stop) {

@@ -2,7 +2,7 @@
 //! turns in short rounds. Never judges and never prints: it returns a report.
 
 pub(crate) mod blob;
-mod contender;
+pub(crate) mod contender;
 pub(crate) mod mapper;
 pub(crate) mod pace;
 mod plain;
@@ -75,7 +75,7 @@ const ROLES: [Role; 6] = [
 /// # Errors
 /// Where no guest can be made, with what the host lacks; where a rival's own calls fail.
 pub fn run(options: &Options, stop: &AtomicBool, progress: Progress<'_>) -> anyhow::Result<Report> {
-    let mut contenders = contenders(options)?;
+    let mut contenders = contenders(options, &ROLES)?;
     let slice = Slices::of(options);
     'rounds: for round in 0..options.rounds as usize {
         for turn in 0..contenders.len() {
@@ -109,8 +109,8 @@ pub fn run(options: &Options, stop: &AtomicBool, progress: Progress<'_>) -> anyh
 
 /// How long the parts of a turn last.
 #[derive(Clone, Copy, Debug)]
-struct Slices {
-    churn: Duration,
+pub(crate) struct Slices {
+    pub(crate) churn: Duration,
     idle: Duration,
     replace: Duration,
     gap: Duration,
@@ -119,7 +119,7 @@ struct Slices {
 }
 
 impl Slices {
-    fn of(options: &Options) -> Self {
+    pub(crate) fn of(options: &Options) -> Self {
         let churn = options
             .duration
             .checked_div(options.rounds)
@@ -138,10 +138,11 @@ impl Slices {
     }
 }
 
-fn contenders(options: &Options) -> anyhow::Result<Vec<Contender>> {
+/// Those of the rivals that the host offers, each with its guest.
+pub(crate) fn contenders(options: &Options, roles: &[Role]) -> anyhow::Result<Vec<Contender>> {
     let shared = Arc::new(guest(options)?);
     let mut contenders = Vec::new();
-    for role in ROLES {
+    for &role in roles {
         let guest = match role {
             // The floor and the peer's descriptor run beside the guest of `fixed`.
             Role::Fixed | Role::Peer | Role::Bare => Arc::clone(&shared),

@@ -76,6 +76,11 @@ pub(super) struct Arguments {
         "blob", "rate", "duration", "html", "svg"
     ])]
     trace: Option<PathBuf>,
+    /// Instead: how late real-time timers wake up beside each rival. Needs the right to
+    /// real-time priorities, which root has. Each rival churns for 20 seconds unless told
+    /// otherwise, with --quick for 2
+    #[arg(long, conflicts_with_all = ["ready", "who_zaps", "scale", "trace"])]
+    jitter: bool,
 }
 
 impl Arguments {
@@ -151,6 +156,17 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         };
         return super::replay::run(trace, &options, arguments.json.as_deref());
     }
+    if arguments.jitter {
+        let seconds = arguments
+            .duration
+            .unwrap_or(if arguments.quick { 2 } else { 20 });
+        let options = Options {
+            duration: Duration::from_secs(seconds.into()),
+            ..arguments.options()
+        };
+        let (html, svg) = (arguments.html.as_deref(), arguments.svg.as_deref());
+        return super::jitter::run(&options, arguments.json.as_deref(), html, svg);
+    }
     let options = arguments.options();
     let stop = stopped_by_signals()?;
     let bar = progress_bar(bench::turns(&options));
@@ -201,10 +217,7 @@ fn deliver(arguments: &Arguments, report: &report::Report) -> anyhow::Result<()>
     let json = arguments.json.as_deref();
     super::deliver(json, || report::text(report), || report.json())?;
     if let Some(path) = &arguments.html {
-        let command: Vec<String> = std::env::args_os()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect();
-        super::save(path, &report::html(report, &named(&command))?)?;
+        super::save(path, &report::html(report, &typed())?)?;
     }
     if let Some(path) = &arguments.svg {
         super::save(path, &report::svg(report)?)?;
@@ -212,7 +225,15 @@ fn deliver(arguments: &Arguments, report: &report::Report) -> anyhow::Result<()>
     Ok(())
 }
 
-/// The command line as a reader would type it, without the path of the program.
+/// What was typed, as a reader would type it.
+pub(super) fn typed() -> String {
+    let words: Vec<String> = std::env::args_os()
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    named(&words)
+}
+
+/// The command line without the path of the program.
 fn named(words: &[String]) -> String {
     let rest = words.get(1..).unwrap_or_default();
     std::iter::once("vm-remap")

@@ -3,6 +3,7 @@
 
 mod bench;
 mod doctor;
+mod jitter;
 mod ready;
 mod replay;
 mod scale;
@@ -134,6 +135,7 @@ mod tests {
             "ready",
             "scale",
             "trace",
+            "jitter",
             "rate",
             "seconds",
             "blob",

@@ -6,15 +6,15 @@ use super::rows::{Row, rows};
 use super::{Latencies, Quantiles, Report, Rival, units};
 
 const WIDTH: f64 = 440.0;
-const TOP: f64 = 30.0;
+pub(super) const TOP: f64 = 30.0;
 const ROW: f64 = 30.0;
-const BAR: f64 = 16.0;
+pub(super) const BAR: f64 = 16.0;
 /// Bars begin here; the names stand before it.
-const LEFT: f64 = 122.0;
+pub(super) const LEFT: f64 = 122.0;
 const RIGHT: f64 = 366.0;
-const NAME: Words = Words::new(13.0, palette::INK);
-const SMALL: Words = Words::new(11.5, palette::SOFT);
-const FIGURE: Words = Words::new(13.0, palette::INK).bold();
+pub(super) const NAME: Words = Words::new(13.0, palette::INK);
+pub(super) const SMALL: Words = Words::new(11.5, palette::SOFT);
+pub(super) const FIGURE: Words = Words::new(13.0, palette::INK).bold();
 
 /// Which latency a chart shows.
 pub(super) type Pick = fn(&Latencies) -> Option<Quantiles>;
@@ -69,14 +69,14 @@ fn guest_bars(
         .collect()
 }
 
-fn height(rows: usize) -> (f64, u32) {
+pub(super) fn height(rows: usize) -> (f64, u32) {
     let rows = u32::try_from(rows).unwrap_or(0);
     let bottom = TOP + ROW * f64::from(rows);
     (bottom, rows.saturating_mul(30).saturating_add(38))
 }
 
 /// The middle of each row, from top to bottom.
-fn middles() -> impl Iterator<Item = f64> {
+pub(super) fn middles() -> impl Iterator<Item = f64> {
     (0..16_u32).map(|row| TOP + ROW * (f64::from(row) + 0.5))
 }
 
@@ -173,7 +173,7 @@ fn log_bar(
 }
 
 /// A scale of whole decades, the same for all three operations of a report.
-struct Log {
+pub(super) struct Log {
     low: f64,
     high: f64,
 }
@@ -190,14 +190,17 @@ impl Log {
             .flatten()
             .filter(|quantiles| quantiles.p50 > 0.0 && quantiles.p99.is_finite())
             .collect();
-        let least = all
-            .iter()
-            .map(|quantiles| quantiles.p50)
-            .fold(10.0, f64::min);
-        let most = all
-            .iter()
-            .map(|quantiles| quantiles.p99)
-            .fold(100.0, f64::max);
+        let medians = all.iter().map(|quantiles| quantiles.p50);
+        let most = all.iter().map(|quantiles| quantiles.p99);
+        Self::spanning(medians, most)
+    }
+
+    /// Covers all of `low` and of `high`, figures above 0.
+    pub(super) fn spanning(
+        low: impl Iterator<Item = f64>,
+        high: impl Iterator<Item = f64>,
+    ) -> Self {
+        let (least, most) = (low.fold(10.0, f64::min), high.fold(100.0, f64::max));
         // A little below the fastest, so that its bar can be seen.
         Self {
             low: (least * 0.8).log10().floor().max(-3.0),
@@ -205,13 +208,13 @@ impl Log {
         }
     }
 
-    fn place(&self, value: f64) -> f64 {
+    pub(super) fn place(&self, value: f64) -> f64 {
         let share = (value.max(f64::MIN_POSITIVE).log10() - self.low) / (self.high - self.low);
         LEFT + (LOG_RIGHT - LEFT) * share.clamp(0.0, 1.0)
     }
 
     /// Each power of ten of the scale with its label.
-    fn decades(&self) -> Vec<(f64, String)> {
+    pub(super) fn decades(&self) -> Vec<(f64, String)> {
         (-3..=7_i32)
             .filter(|&power| (self.low..=self.high).contains(&f64::from(power)))
             .map(|power| {

@@ -1,13 +1,12 @@
-//! Owns the report as one HTML page that needs nothing from outside: style
-//! and pictures are in it, and there is no script. Never trusts a string:
-//! the template escapes all but the pictures and the style.
+//! Owns the report as the body of a page. Never trusts a string: the
+//! template escapes all but the pictures.
 
 use super::charts;
+use super::page::{self, Page};
 use super::rows::{self, Row, SENTENCES};
-use super::{Aim, Latencies, Quantiles, Report, units};
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use super::{Latencies, Quantiles, Report, units};
+use maud::{Markup, PreEscaped, html};
 
-const STYLE: &str = include_str!("page.css");
 const OPERATIONS: [(&str, charts::Pick); 3] = [
     ("map", |latencies| latencies.map_us),
     ("replace", |latencies| latencies.replace_us),
@@ -20,32 +19,23 @@ const OPERATIONS: [(&str, charts::Pick); 3] = [
 /// When drawing a chart fails, which no report should cause.
 pub fn html(report: &Report, command_line: &str) -> anyhow::Result<String> {
     let charts = charts(report)?;
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                title { "vm-remap bench: " (report.host.machine) }
-                style { (PreEscaped(STYLE)) }
-            }
-            body {
-                (head(report))
-                h2 { "What the guest and the caller see" }
-                (charts)
-                h2 { "Figures" }
-                (figures(report))
-                h2 { "Aims of vm-remap" }
-                (aims(&report.aims()))
-                h2 { "Host and settings" }
-                (facts(report))
-                h2 { "Made by" }
-                pre { code { (command_line) } }
-                p.soft { "vm-remap " (env!("CARGO_PKG_VERSION")) }
-            }
-        }
+    let body = html! {
+        (head(report))
+        h2 { "What the guest and the caller see" }
+        (charts)
+        h2 { "Figures" }
+        (figures(report))
+        h2 { "Aims of vm-remap" }
+        (page::aims(&report.aims()))
+        h2 { "Host and settings" }
+        (facts(report))
     };
-    Ok(page.into_string())
+    let title = format!("vm-remap bench: {}", report.host.machine);
+    Ok(page::page(&Page {
+        title: &title,
+        body,
+        command_line,
+    }))
 }
 
 fn head(report: &Report) -> Markup {
@@ -76,16 +66,8 @@ fn head(report: &Report) -> Markup {
     ];
     html! {
         h1 { "Changing guest memory while the guest runs" }
-        p.soft {
-            (report.host.machine) ", kernel " (report.host.kernel) ", " (report.host.kvm_module)
-            ", TDP MMU " (rows::tdp_mmu(report.host.tdp_mmu))
-        }
-        @if !report.complete {
-            p.warning { "This run was interrupted. " (units::ABSENT) " is what was not measured." }
-        }
-        @if report.settings.quick {
-            p.warning { "This was a quick run: a first look, too short to judge by." }
-        }
+        p.soft { (page::host_line(&report.host)) }
+        (page::warnings(report.complete, report.settings.quick))
         div.tiles {
             @for (name, own, other) in &tiles {
                 div.tile { (name) b { (own) } span.soft { "memslot: " (other) } }
@@ -211,43 +193,6 @@ fn line(row: &Row) -> Markup {
     }
 }
 
-fn aims(aims: &[Aim]) -> Markup {
-    html! {
-        div.scroll {
-            table.words {
-                thead { tr { th { "aim" } th { "measured" } th { "should be" } th { "verdict" } } }
-                tbody {
-                    @for aim in aims {
-                        tr {
-                            td.wide { (aim.name) }
-                            td { (units::measured(aim)) }
-                            td { (units::bound(aim.aim)) }
-                            td { span.(class(aim)) { (sign(aim)) (aim.verdict()) } }
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn class(aim: &Aim) -> &'static str {
-    match aim.met {
-        Some(true) => "met",
-        Some(false) => "missed",
-        None => "soft",
-    }
-}
-
-/// Colour alone must not carry the verdict.
-fn sign(aim: &Aim) -> &'static str {
-    match aim.met {
-        Some(true) => "✓ ",
-        Some(false) => "✗ ",
-        None => "",
-    }
-}
-
 fn facts(report: &Report) -> Markup {
     html! {
         table.words.facts {
@@ -258,6 +203,7 @@ fn facts(report: &Report) -> Markup {
 
 #[cfg(test)]
 mod tests {
+    use super::super::page::STYLE;
     use super::super::sample;
     use super::*;
 

@@ -11,6 +11,7 @@ mod charts;
 mod host;
 mod html;
 pub(crate) mod lines;
+pub(crate) mod page;
 mod picture;
 mod quantiles;
 mod rival;
@@ -19,6 +20,7 @@ mod rows;
 mod sample;
 mod text;
 pub(crate) mod units;
+pub(crate) mod wakeups;
 
 use anyhow::Context as _;
 use serde::ser::SerializeStruct as _;

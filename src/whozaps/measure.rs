@@ -10,10 +10,10 @@ use vm_remap::host::{Host as Survey, TdpMmu};
 
 use super::jitter;
 use super::result::{Caller, Operation, TaskShare, WhoZaps};
-use super::scheduling::{allowed_cpus, go_first, pin};
 use super::stage::{Stage, TOUCHED_PAGES};
 use super::tracefs::{Seen, Trace};
 use crate::bench;
+use crate::realtime::scheduling::{allowed_cpus, go_first, pin};
 
 const CALLER_PRIORITY: i32 = 1;
 /// How often an operation is done in a row, to see whether a root is walked again.

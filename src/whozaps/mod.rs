@@ -11,7 +11,6 @@ mod measure;
 mod result;
 #[cfg(test)]
 mod sample;
-mod scheduling;
 mod stage;
 mod table;
 mod tracefs;

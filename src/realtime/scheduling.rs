@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Gives the calling thread a real-time priority, which the threads it starts do not inherit.
-pub(super) fn real_time(priority: i32) -> io::Result<()> {
+pub(crate) fn real_time(priority: i32) -> io::Result<()> {
     // What the kernel takes for a `sched_param`; that of some C libraries has more fields.
     let parameters = [priority];
     let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
@@ -25,7 +25,7 @@ pub(super) fn real_time(priority: i32) -> io::Result<()> {
 }
 
 /// Makes the calling thread go first as far as it is allowed to, and says how.
-pub(super) fn go_first(priority: i32) -> String {
+pub(crate) fn go_first(priority: i32) -> String {
     const NICEST: i32 = -20;
     if real_time(priority).is_ok() {
         return format!("SCHED_FIFO {priority}");
@@ -37,7 +37,7 @@ pub(super) fn go_first(priority: i32) -> String {
 }
 
 /// The CPUs that the calling thread may run on, ascending.
-pub(super) fn allowed_cpus() -> anyhow::Result<Vec<usize>> {
+pub(crate) fn allowed_cpus() -> anyhow::Result<Vec<usize>> {
     let set = sched_getaffinity(None).context("cannot ask which CPUs this process may use")?;
     Ok((0..CpuSet::MAX_CPU)
         .filter(|cpu| set.is_set(*cpu))
@@ -45,7 +45,7 @@ pub(super) fn allowed_cpus() -> anyhow::Result<Vec<usize>> {
 }
 
 /// Keeps the calling thread, and those it starts from now on, on one CPU.
-pub(super) fn pin(cpu: usize) -> anyhow::Result<()> {
+pub(crate) fn pin(cpu: usize) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu);
     sched_setaffinity(None, &set).with_context(|| format!("cannot stay on CPU {cpu}"))
