@@ -20,6 +20,7 @@ mod support;
 mod bytes;
 mod dirty;
 mod failure;
+mod flushes;
 mod gap;
 mod host_memory;
 mod hugetlb;

@@ -149,7 +149,12 @@ impl Blob {
     }
 
     pub(crate) fn source(&self) -> Source<'_> {
-        Source::descriptor(self.file.as_fd(), 0)
+        self.source_at(0)
+    }
+
+    /// From page `page` on.
+    pub(crate) fn source_at(&self, page: u64) -> Source<'_> {
+        Source::descriptor(self.file.as_fd(), page * PAGE)
     }
 }
 
