@@ -1,5 +1,6 @@
 //! The command vm-remap as a library, so that tests can reach its parts.
 
+pub mod batch;
 pub mod bench;
 pub mod cli;
 pub mod doctor;

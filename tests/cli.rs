@@ -389,3 +389,33 @@ fn jitter_is_measured_beside_every_rival_and_drawn() {
         assert!(std::fs::read_to_string(file).unwrap().contains("</svg>"));
     }
 }
+
+#[test]
+fn batch_counts_the_flushes_of_both_ways() {
+    if !has_kvm("batch_counts_the_flushes_of_both_ways") {
+        return;
+    }
+    let arguments = ["--batch", "--quick", "--rounds", "1", "--json", "-"];
+    let output = vm_remap(&["bench"]).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        keys(&report),
+        ["aims", "complete", "files", "host", "settings"]
+    );
+    let files = ["many-files", "many-files-peer", "one-file", "one-file-peer"];
+    assert_eq!(keys(&report["files"]), files);
+    for files in files {
+        for count in ["1", "16", "256"] {
+            let all = &report["files"][files][count];
+            assert_eq!(keys(all), ["map", "replace", "unmap"]);
+            for cell in [&all["map"], &all["replace"], &all["unmap"]] {
+                for way in [&cell["single"], &cell["batch"]] {
+                    assert!(way["all_us"]["p50"].as_f64().unwrap() > 0.0);
+                }
+                assert!(cell["share"].as_f64().unwrap() > 0.0);
+            }
+        }
+    }
+}

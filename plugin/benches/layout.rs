@@ -75,6 +75,7 @@ fn mapping(range: PageRange) -> Mapping {
         },
         label: 0,
         keep: None,
+        stable: false,
     }
 }
 

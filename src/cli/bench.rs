@@ -10,7 +10,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::{self, Options};
-use crate::{ready, replay, report, scale};
+use crate::{batch, ready, replay, report, scale};
 
 /// What a shell gives a command that Ctrl-C ended.
 pub(super) const INTERRUPTED: u8 = 130;
@@ -38,7 +38,8 @@ pub(super) struct Arguments {
     /// Seconds that each rival churns, over all rounds [default: 5, with --quick 1]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
     duration: Option<u32>,
-    /// Rounds in which the rivals take turns [default: 10, with --quick 4, with --ready --quick 3]
+    /// Rounds in which the rivals take turns [default: 10, with --quick 4; with --ready 10 and 3,
+    /// with --batch 20 and 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
     /// A short run, for a first look
@@ -47,6 +48,9 @@ pub(super) struct Arguments {
     /// Measure something else: the time from a map until the guest has touched every page
     #[arg(long, conflicts_with_all = ["blob", "rate", "working_set", "vcpus", "duration", "html", "svg"])]
     ready: bool,
+    /// Measure something else: many changes side by side in one batch, against one call each
+    #[arg(long, conflicts_with_all = ["ready", "blob", "rate", "working_set", "vcpus", "duration", "html", "svg"])]
+    batch: bool,
     /// Write the results as JSON to a file (- for the standard output, instead of the table)
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -59,7 +63,7 @@ pub(super) struct Arguments {
     /// Instead: which tasks on which CPUs do KVM's zap work. Needs root and tracefs, and counts for
     /// the whole machine: stop other virtual machines meanwhile
     #[arg(long, conflicts_with_all = [
-        "ready",
+        "ready", "batch",
         "blob", "rate", "working_set", "vcpus", "duration", "rounds", "quick", "html", "svg"
     ])]
     who_zaps: bool,
@@ -84,6 +88,50 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
+    /// How many rounds: what was asked for, or what a quick or a whole run has.
+    fn rounds_or(&self, quick: u32, whole: u32) -> u32 {
+        self.rounds
+            .unwrap_or(if self.quick { quick } else { whole })
+    }
+
+    fn ready(&self) -> ready::Options {
+        ready::Options {
+            rounds: self.rounds_or(3, 10),
+            quick: self.quick,
+        }
+    }
+
+    fn batch(&self) -> batch::Options {
+        batch::Options {
+            rounds: self.rounds_or(3, 20),
+            quick: self.quick,
+        }
+    }
+
+    fn scale(&self) -> scale::Options {
+        scale::Options {
+            rounds: self.rounds_or(1, 5),
+            quick: self.quick,
+        }
+    }
+
+    fn replay(&self) -> replay::Options {
+        replay::Options {
+            working_set: self.options().working_set,
+            vcpus: self.vcpus,
+            rounds: self.rounds_or(1, 3),
+            quick: self.quick,
+        }
+    }
+
+    fn jitter(&self) -> Options {
+        let seconds = self.duration.unwrap_or(if self.quick { 2 } else { 20 });
+        Options {
+            duration: Duration::from_secs(seconds.into()),
+            ..self.options()
+        }
+    }
+
     fn options(&self) -> Options {
         let (working_set, duration, rounds) = if self.quick {
             (32 << 20, 1, 4)
@@ -125,48 +173,31 @@ fn vcpus(text: &str) -> Result<usize, String> {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let json = arguments.json.as_deref();
+    let (html, svg) = (arguments.html.as_deref(), arguments.svg.as_deref());
     if arguments.who_zaps {
-        return super::who_zaps::run(arguments.json.as_deref());
+        return super::who_zaps::run(json);
     }
     if arguments.ready {
-        let rounds = if arguments.quick { 3 } else { 10 };
-        let options = ready::Options {
-            rounds: arguments.rounds.unwrap_or(rounds),
-            quick: arguments.quick,
-        };
-        return super::ready::run(options, arguments.json.as_deref());
+        return super::ready::run(arguments.ready(), json);
+    }
+    if arguments.batch {
+        return super::batch::run(arguments.batch(), json);
     }
     if arguments.scale {
-        let options = scale::Options {
-            rounds: arguments
-                .rounds
-                .unwrap_or(if arguments.quick { 1 } else { 5 }),
-            quick: arguments.quick,
-        };
-        return super::scale::run(options, arguments.json.as_deref());
+        return super::scale::run(arguments.scale(), json);
     }
     if let Some(trace) = &arguments.trace {
-        let options = replay::Options {
-            working_set: arguments.options().working_set,
-            vcpus: arguments.vcpus,
-            rounds: arguments
-                .rounds
-                .unwrap_or(if arguments.quick { 1 } else { 3 }),
-            quick: arguments.quick,
-        };
-        return super::replay::run(trace, &options, arguments.json.as_deref());
+        return super::replay::run(trace, &arguments.replay(), json);
     }
     if arguments.jitter {
-        let seconds = arguments
-            .duration
-            .unwrap_or(if arguments.quick { 2 } else { 20 });
-        let options = Options {
-            duration: Duration::from_secs(seconds.into()),
-            ..arguments.options()
-        };
-        let (html, svg) = (arguments.html.as_deref(), arguments.svg.as_deref());
-        return super::jitter::run(&options, arguments.json.as_deref(), html, svg);
+        return super::jitter::run(&arguments.jitter(), json, html, svg);
     }
+    compare(arguments)
+}
+
+/// The main job: all ways of remapping side by side.
+fn compare(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let options = arguments.options();
     let stop = stopped_by_signals()?;
     let bar = progress_bar(bench::turns(&options));

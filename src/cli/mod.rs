@@ -1,6 +1,7 @@
 //! Owns the command line: what can be typed, what is written where, and the exit codes. Never
 //! measures and never examines anything itself.
 
+mod batch;
 mod bench;
 mod doctor;
 mod jitter;

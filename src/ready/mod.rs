@@ -3,7 +3,7 @@
 
 mod blob;
 mod collapse;
-mod pin;
+pub(crate) mod pin;
 mod pool;
 mod report;
 mod rival;

@@ -5,11 +5,11 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity}
 
 /// The calling thread, and every thread that it starts, on the CPU where it is now.
 #[derive(Debug)]
-pub(super) struct Pinned(Option<CpuSet>);
+pub(crate) struct Pinned(Option<CpuSet>);
 
 impl Pinned {
     /// A host that does not allow it is measured all the same.
-    pub(super) fn here() -> Self {
+    pub(crate) fn here() -> Self {
         let pinned = sched_getaffinity(None).and_then(|before| {
             let mut here = CpuSet::new();
             here.set(sched_getcpu());

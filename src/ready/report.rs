@@ -5,10 +5,8 @@
 //! keys are a public contract.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use hdrhistogram::Histogram;
 use serde::Serialize;
 use vm_remap::Prefault;
 
@@ -20,8 +18,6 @@ use crate::report::{Aim, Bound, Host, Quantiles};
 
 /// The size of the blobs that the aims are judged by.
 const JUDGED: u64 = 2 << 20;
-/// The longest time that is told apart, in nanoseconds: an hour.
-const LONGEST: u64 = 3_600_000_000_000;
 
 /// All that one run found out.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -100,19 +96,11 @@ impl Tally {
         let mut faults: Vec<u64> = samples.iter().filter_map(|sample| sample.faults).collect();
         faults.sort_unstable();
         Cell {
-            ready_us: quantiles(samples.iter().map(|sample| sample.ready)),
-            warm_us: quantiles(samples.iter().map(|sample| sample.warm)),
+            ready_us: Quantiles::of_times(samples.iter().map(|sample| sample.ready)),
+            warm_us: Quantiles::of_times(samples.iter().map(|sample| sample.warm)),
             faults: faults.get(faults.len() / 2).copied(),
         }
     }
-}
-
-fn quantiles(times: impl Iterator<Item = Duration>) -> Option<Quantiles> {
-    let mut histogram = Histogram::<u64>::new_with_max(LONGEST, 3).ok()?;
-    for time in times {
-        histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-    }
-    Quantiles::of(&histogram)
 }
 
 impl Report {
@@ -242,6 +230,8 @@ impl Report {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::report::KvmFacts;
 

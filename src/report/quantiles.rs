@@ -1,6 +1,8 @@
 //! Owns the four figures that stand for a distribution of latencies. Never
 //! holds a mean: one slow call in a thousand would hide in it.
 
+use std::time::Duration;
+
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -17,7 +19,19 @@ pub struct Quantiles {
     pub n: u64,
 }
 
+/// The longest time that is told apart, in nanoseconds: an hour.
+const LONGEST: u64 = 3_600_000_000_000;
+
 impl Quantiles {
+    /// The same of times one by one; `None` when there are none.
+    pub(crate) fn of_times(times: impl Iterator<Item = Duration>) -> Option<Self> {
+        let mut histogram = Histogram::<u64>::new_with_max(LONGEST, 3).ok()?;
+        for time in times {
+            histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        }
+        Self::of(&histogram)
+    }
+
     /// Reads a histogram of **nanoseconds**; `None` when nothing was recorded.
     #[must_use]
     pub fn of(nanoseconds: &Histogram<u64>) -> Option<Self> {

@@ -6,7 +6,6 @@ use sha2::{Digest, Sha256};
 use super::Origin;
 use super::record::{LayoutRecord, MappingRecord, VERSION};
 use crate::error::Error;
-use crate::source::descriptor::DescriptorKind;
 
 /// A [`LayoutRecord`] as it is serialised.
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -93,8 +92,10 @@ fn sum(record: &LayoutRecord) -> String {
                 inode,
                 offset,
             } => {
-                add(&[0]);
-                add(&kind_figures(kind));
+                // A kind is known by its name, which has the size of its pages.
+                let kind: Vec<u64> = kind.to_string().bytes().map(u64::from).collect();
+                add(&[0, kind.len() as u64]);
+                add(&kind);
                 add(&[device, inode, offset]);
             }
             Origin::HostMemory { address, in_place } => add(&[1, address, u64::from(in_place)]),
@@ -103,14 +104,4 @@ fn sum(record: &LayoutRecord) -> String {
     }
     let digits = |byte: u8| format!("{byte:02x}");
     sum.finalize().into_iter().map(digits).collect()
-}
-
-/// A figure for each kind, and the size of its pages where it has one of its own.
-fn kind_figures(kind: DescriptorKind) -> [u64; 2] {
-    match kind {
-        DescriptorKind::Shmem => [0, 0],
-        DescriptorKind::RegularFile => [1, 0],
-        DescriptorKind::DmaBuf => [2, 0],
-        DescriptorKind::Hugetlb { page_size } => [3, page_size],
-    }
 }
