@@ -413,6 +413,7 @@ fn batch_counts_the_flushes_of_both_ways() {
             for cell in [&all["map"], &all["replace"], &all["unmap"]] {
                 for way in [&cell["single"], &cell["batch"]] {
                     assert!(way["all_us"]["p50"].as_f64().unwrap() > 0.0);
+                    assert!(way["cpu_us"]["p50"].as_f64().unwrap() > 0.0);
                 }
                 assert!(cell["share"].as_f64().unwrap() > 0.0);
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use rustix::time::{ClockId, clock_gettime};
 use vm_remap::{Batch, GuestAddress, PageRange, Protection, SlotNumbers, Source, Window};
 use vm_remap::{Error, WindowOptions};
 
@@ -18,6 +19,8 @@ use crate::guest::{Access, GpaRange, Guest, GuestConfig, PAGE, Touch};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Took {
     pub(super) time: Duration,
+    /// CPU time of the calling thread, in which all of the work is done.
+    pub(super) cpu: Duration,
     /// Flushes that KVM was asked for; `None` where the kernel does not count them.
     pub(super) flushes: Option<u64>,
 }
@@ -94,16 +97,16 @@ impl Stage {
         batch: bool,
     ) -> anyhow::Result<Took> {
         let before = self.flushes();
-        let begun = Instant::now();
+        let (begun, cpu) = (Instant::now(), cpu_time());
         if batch {
             self.together(operation, changes)?;
         } else {
             self.one_by_one(operation, changes)?;
         }
-        let time = begun.elapsed();
+        let (time, cpu) = (begun.elapsed(), cpu_time().saturating_sub(cpu));
         let flushes = self.flushes().zip(before);
         let flushes = flushes.map(|(after, before)| after.saturating_sub(before));
-        Ok(Took { time, flushes })
+        Ok(Took { time, cpu, flushes })
     }
 
     fn together(
@@ -151,6 +154,13 @@ impl Stage {
         let stats = self.stats.as_ref()?;
         stats.read("remote_tlb_flush_requests").ok()?
     }
+}
+
+fn cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    // Neither is ever negative.
+    let whole = u64::try_from(now.tv_sec).unwrap_or(0);
+    Duration::new(whole, u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 fn changes(supply: &Supply, count: u64) -> anyhow::Result<Vec<(PageRange, Source<'_>)>> {

@@ -37,7 +37,8 @@ impl Report {
         let each = units::bytes(self.settings.change_bytes);
         let mut text = lines::host(&self.host);
         text.push_str(&format!(
-            "\nchanges of {each} side by side: one call each, or one batch; µs for all of them\n"
+            "\nchanges of {each} side by side, one call each or one batch: µs of the calling thread's CPU \
+             time for all\n"
         ));
         text.push_str(&self.table());
         text.push('\n');
@@ -72,10 +73,10 @@ fn figures(cell: &Cell) -> [String; 7] {
     let count = |flushes: Option<u64>| flushes.map(|flushes| flushes.to_string());
     let (single, batch) = (cell.single, cell.batch);
     [
-        time(single.all_us, |q| q.p50),
-        time(single.all_us, |q| q.p99),
-        time(batch.all_us, |q| q.p50),
-        time(batch.all_us, |q| q.p99),
+        time(single.cpu_us, |q| q.p50),
+        time(single.cpu_us, |q| q.p99),
+        time(batch.cpu_us, |q| q.p50),
+        time(batch.cpu_us, |q| q.p99),
         cell.share.map(|share| format!("{share:.2}")),
         count(single.flushes),
         count(batch.flushes),
