@@ -74,6 +74,7 @@ fn mapping(range: PageRange) -> Mapping {
             offset: range.start(),
         },
         label: 0,
+        huge: false,
         keep: None,
         stable: false,
     }

@@ -95,6 +95,8 @@ pub struct Mapping {
     pub(crate) protection: Protection,
     pub(crate) origin: Origin,
     pub(crate) label: u64,
+    /// Whether its memory gave a sign, when it was mapped, of having pages of 2 MiB or more.
+    pub(crate) huge: bool,
     /// Kept where the kernel cannot duplicate the mapping, so that a batch can be undone.
     pub(crate) keep: Option<Arc<OwnedFd>>,
     /// Whether touching it never raises a signal, see `source::stable`.

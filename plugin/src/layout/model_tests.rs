@@ -54,6 +54,7 @@ fn mapping(range: PageRange, label: u64) -> Mapping {
         protection: Protection::ReadWrite,
         origin,
         label,
+        huge: false,
         keep: None,
         stable: false,
     }

@@ -54,6 +54,9 @@ pub(crate) struct Descriptor {
     pub(crate) inode: u64,
     /// Asked for where the seals leave the kind open.
     file_system: Option<i64>,
+    /// Size of the pages that its file system gives it, as far as that says so (`st_blksize`; Linux:
+    /// `mm/shmem.c` `shmem_getattr`).
+    pub(crate) block: u64,
     size: u64,
     /// Read before the size: what is sealed against shrinking keeps at least that.
     pub(super) seals: Option<SealFlags>,
@@ -103,6 +106,11 @@ impl Descriptor {
             device,
             inode,
             file_system,
+            block: match kind {
+                DescriptorKind::Hugetlb { page_size } => page_size,
+                DescriptorKind::Shmem => u64::try_from(stat.st_blksize).unwrap_or(PAGE_SIZE),
+                DescriptorKind::RegularFile | DescriptorKind::DmaBuf => PAGE_SIZE,
+            },
             size,
             seals,
             flags: None,
@@ -269,6 +277,7 @@ mod tests {
         /// A descriptor of nothing, for those who judge it.
         pub(in crate::source) fn of_test(kind: DescriptorKind, seals: Option<SealFlags>) -> Self {
             Self {
+                block: PAGE_SIZE,
                 kind,
                 device: 0,
                 inode: 0,

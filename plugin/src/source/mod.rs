@@ -65,6 +65,7 @@ pub struct Source<'fd> {
     pub(crate) policy: DescriptorPolicy,
     /// What a record says that it is.
     pub(crate) expected: Option<Expected>,
+    pub(crate) collapse: bool,
 }
 
 /// The three kinds of source.
@@ -162,6 +163,23 @@ impl<'fd> Source<'fd> {
         self
     }
 
+    /// Whether the file's 4 KiB pages are made 2 MiB ones before the mapping is put in place
+    /// (`MADV_COLLAPSE`, Linux 6.1): one fault of the guest for each 2 MiB instead of 512, now and
+    /// whenever the file is mapped again. Off if not set.
+    ///
+    /// It is for memory that lives long: all pages are brought in and copied, in the call and outside
+    /// the window's lock. It takes a memfd or anonymous memory, at least 2 MiB, and a range and an
+    /// offset that are congruent modulo 2 MiB; see
+    /// [`Window::preferred_alignment`](crate::Window::preferred_alignment). What cannot be made huge
+    /// is mapped as it is: [`Counters::collapsed`](crate::Counters::collapsed) and
+    /// [`collapse_failures`](crate::Counters::collapse_failures) count both. A sealed memfd gives up
+    /// its one-call path for it.
+    #[must_use]
+    pub fn collapse(mut self, collapse: bool) -> Self {
+        self.collapse = collapse;
+        self
+    }
+
     fn new(memory: Memory<'fd>) -> Self {
         Self {
             memory,
@@ -169,6 +187,7 @@ impl<'fd> Source<'fd> {
             prefault: Prefault::None,
             policy: DescriptorPolicy::own(),
             expected: None,
+            collapse: false,
         }
     }
 }

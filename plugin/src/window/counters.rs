@@ -31,6 +31,22 @@ pub struct Counters {
     /// Mappings that got less than it asked: the host's pages instead of the guest's translations,
     /// or only some of the pages, or none.
     pub prefault_fallbacks: u64,
+    /// Mappings whose pages were made huge ones, as
+    /// [`Source::collapse`](crate::Source::collapse) asked.
+    pub collapsed: u64,
+    /// Mappings where that was asked for and not done, or not everywhere.
+    pub collapse_failures: u64,
+    /// Mappings of 2 MiB and more in which no block of 2 MiB begins on a multiple of 2 MiB in the
+    /// guest, in the host and in its file alike: the guest gets no huge page, whatever the file has.
+    /// [`Window::preferred_alignment`](crate::Window::preferred_alignment) says where to put them.
+    pub lost_to_skew: u64,
+    /// Mappings of 2 MiB and more that lie right, and whose memory gave no sign of huge pages: not
+    /// hugetlb, not on a tmpfs with huge pages (`huge=`, or `shmem_enabled` for memfds), and not
+    /// collapsed by this call. A file that somebody else collapsed gives no sign and is counted.
+    pub lost_to_small_pages: u64,
+    /// Mappings that could have huge pages and were cut inside one, by a change of a part of them that
+    /// begins or ends on no multiple of 2 MiB.
+    pub lost_to_cuts: u64,
     /// Memslots registered.
     pub slots_registered: u64,
     /// Memslots unregistered.
@@ -59,6 +75,11 @@ pub(crate) struct Tally {
     pub(crate) fallbacks: AtomicU64,
     pub(crate) prefaulted: AtomicU64,
     pub(crate) prefault_fallbacks: AtomicU64,
+    pub(crate) collapsed: AtomicU64,
+    pub(crate) collapse_failures: AtomicU64,
+    pub(crate) lost_to_skew: AtomicU64,
+    pub(crate) lost_to_small_pages: AtomicU64,
+    pub(crate) lost_to_cuts: AtomicU64,
 }
 
 /// Adds one. The order among counters is nobody's business.
@@ -86,6 +107,11 @@ impl Tally {
             fallbacks: value(&self.fallbacks),
             prefaulted: value(&self.prefaulted),
             prefault_fallbacks: value(&self.prefault_fallbacks),
+            collapsed: value(&self.collapsed),
+            collapse_failures: value(&self.collapse_failures),
+            lost_to_skew: value(&self.lost_to_skew),
+            lost_to_small_pages: value(&self.lost_to_small_pages),
+            lost_to_cuts: value(&self.lost_to_cuts),
             ..Counters::default()
         }
     }

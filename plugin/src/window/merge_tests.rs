@@ -106,6 +106,7 @@ fn mapping(start: u64, inode: u64, offset: u64) -> Mapping {
             offset: offset * PAGE_SIZE,
         },
         label: start,
+        huge: false,
         keep: None,
         stable: false,
     }

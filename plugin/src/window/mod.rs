@@ -8,6 +8,7 @@ mod call_faults;
 pub(crate) mod counters;
 pub(crate) mod dirty;
 pub(crate) mod hold;
+mod huge;
 mod listeners;
 mod merge;
 pub(crate) mod options;

@@ -13,10 +13,10 @@ use super::batch::Change;
 use super::merge::{self, Joined, Part};
 use super::prefault::Filled;
 use super::shared::Shared;
-use crate::arena::{Site, Staged};
+use crate::arena::{Populate, Site, Staged};
 use crate::error::Error;
 use crate::layout::{Mapping, Origin};
-use crate::range::{PAGE_SIZE, PageRange};
+use crate::range::{HUGE_2M, PAGE_SIZE, PageRange};
 use crate::source::descriptor::{Descriptor, DescriptorKind, access_refused};
 use crate::source::prefault::Prefault;
 use crate::source::{Memory, Protection, Source, host_memory, stable};
@@ -42,6 +42,8 @@ pub(super) struct Prepared {
     pub(super) mapping: Option<Mapping>,
     /// What has come of its prefault so far.
     pub(super) filled: Filled,
+    /// Whether its pages were made huge ones, where that was asked.
+    pub(super) collapsed: Option<bool>,
 }
 
 /// One system call on the arena.
@@ -79,6 +81,7 @@ struct Checked<'fd> {
     prepared: Prepared,
     content: Content<'fd>,
     prefault: Prefault,
+    collapse: bool,
 }
 
 #[derive(Debug)]
@@ -139,11 +142,14 @@ impl Shared {
             let Some(first) = parts.first().and_then(|part| checked.get_mut(part.change)) else {
                 continue;
             };
-            let (placement, filled) = self.stage(range, first)?;
+            let collapse = first.collapse;
+            let placement = self.stage(range, first)?;
+            let collapsed = collapse.then(|| collapse_all(range, &placement));
+            let protection = first.protection();
+            let filled = self.fill(range, &placement, first.prefault, protection)?;
             for part in parts {
                 if let Some(change) = checked.get_mut(part.change) {
-                    let so_far = change.prepared.filled;
-                    change.prepared.filled = so_far.max(filled);
+                    change.prepared.became(filled, collapsed);
                 }
             }
             runs.push(Run { range, placement });
@@ -171,6 +177,7 @@ impl Shared {
             into_hole: matches!(change, Change::Map { .. }),
             mapping: None,
             filled: Filled::NotAsked,
+            collapsed: None,
         };
         let (source, protection) = match *change {
             Change::Unmap { .. } => {
@@ -178,6 +185,7 @@ impl Shared {
                     prepared,
                     content: Content::Hole,
                     prefault: Prefault::None,
+                    collapse: false,
                 });
             }
             Change::Map {
@@ -193,6 +201,7 @@ impl Shared {
             prepared,
             content,
             prefault: source.prefault,
+            collapse: source.collapse,
         })
     }
 
@@ -204,19 +213,23 @@ impl Shared {
         protection: Protection,
         last: &mut Last,
     ) -> Result<(Content<'fd>, Mapping), Error> {
-        let mapping = |origin, keep, stable| Mapping {
+        let mapping = |origin, keep, stable, huge| Mapping {
             range,
             protection,
             origin,
             label: source.label,
+            huge,
             keep,
             stable,
         };
         match source.memory {
-            Memory::Anonymous => Ok((Content::Anonymous, mapping(Origin::Anonymous, None, true))),
+            Memory::Anonymous => Ok((
+                Content::Anonymous,
+                mapping(Origin::Anonymous, None, true, false),
+            )),
             Memory::Host { address } => {
                 let (content, origin) = self.host_memory(range, address, protection)?;
-                Ok((content, mapping(origin, None, false)))
+                Ok((content, mapping(origin, None, false, false)))
             }
             Memory::Descriptor { fd, offset } => {
                 let (found, keep) = inspect(fd, range, last)?;
@@ -243,9 +256,12 @@ impl Shared {
                     kind,
                     file: (device, inode),
                     // Pages can only come in before the mapping does where it is made elsewhere.
-                    direct: found.cannot_fail_halfway() && !self.fills_host(source.prefault),
+                    direct: found.cannot_fail_halfway()
+                        && !source.collapse
+                        && !self.fills_host(source.prefault),
                 };
-                Ok((content, mapping(origin, keep, stable::is_stable(&found))))
+                let (stable, huge) = (stable::is_stable(&found), found.block >= HUGE_2M);
+                Ok((content, mapping(origin, keep, stable, huge)))
             }
         }
     }
@@ -300,24 +316,21 @@ impl Shared {
     }
 
     /// Makes what the arena gets at `range`, which begins in `first` and goes on in others that
-    /// have the same content, and brings in its pages.
+    /// have the same content.
     fn stage<'fd>(
         &self,
         range: PageRange,
         first: &mut Checked<'fd>,
-    ) -> Result<(Placement<'fd>, Filled), Error> {
+    ) -> Result<Placement<'fd>, Error> {
         let whole = first.prepared.range == range;
         let distance = first.prepared.range.distance_to(range.start());
-        let Some(mapping) = &first.prepared.mapping else {
-            return Ok((Placement::Hole, Filled::NotAsked));
-        };
-        let protection = mapping.protection;
-        let site = if self.fills_host(first.prefault) {
+        let protection = first.protection();
+        let site = if first.collapse || self.fills_host(first.prefault) {
             Site::CongruentWith(self.arena.address(range.start()))
         } else {
             Site::Anywhere
         };
-        let placement = match &mut first.content {
+        Ok(match &mut first.content {
             Content::Hole => Placement::Hole,
             Content::Anonymous => Placement::Staged(
                 Staged::anonymous(range.len(), protection, site)
@@ -331,11 +344,11 @@ impl Shared {
                     },
                     Ok,
                 );
-                let (Refusal::Duplicate(errno) | Refusal::Protection(errno)) = match staged {
-                    Ok(staged) => return self.filled(range, Placement::Staged(staged), first),
-                    Err(refusal) => refusal,
-                };
-                return Err(stage_failed(range, errno));
+                Placement::Staged(staged.map_err(
+                    |(Refusal::Duplicate(errno) | Refusal::Protection(errno))| {
+                        stage_failed(range, errno)
+                    },
+                )?)
             }
             Content::Descriptor {
                 fd, offset, direct, ..
@@ -352,21 +365,45 @@ impl Shared {
                     Placement::Staged(map_elsewhere(range, fd, offset, protection, site)?)
                 }
             }
-        };
-        self.filled(range, placement, first)
+        })
     }
+}
 
-    fn filled<'fd>(
-        &self,
-        range: PageRange,
-        placement: Placement<'fd>,
-        first: &Checked<'fd>,
-    ) -> Result<(Placement<'fd>, Filled), Error> {
-        let mapping = first.prepared.mapping.as_ref();
-        let protection = mapping.map_or(Protection::ReadOnly, |mapping| mapping.protection);
-        let filled = self.fill(range, &placement, first.prefault, protection)?;
-        Ok((placement, filled))
+impl Checked<'_> {
+    /// What the guest may do with it; nothing to speak of for a hole.
+    fn protection(&self) -> Protection {
+        let mapping = self.prepared.mapping.as_ref();
+        mapping.map_or(Protection::ReadOnly, |mapping| mapping.protection)
     }
+}
+
+impl Prepared {
+    /// Adds what has become of a part of the change.
+    fn became(&mut self, filled: Filled, collapsed: Option<bool>) {
+        self.filled = self.filled.max(filled);
+        if let Some(done) = collapsed {
+            self.collapsed = Some(done && self.collapsed.unwrap_or(true));
+        }
+        if let (Some(mapping), Some(true)) = (&mut self.mapping, self.collapsed) {
+            mapping.huge = true;
+        }
+    }
+}
+
+/// Makes huge pages of all that can be; whether that was done.
+fn collapse_all(range: PageRange, placement: &Placement<'_>) -> bool {
+    let collapsed = match placement {
+        // The kernel refuses a block of which no page is there yet (seen on 6.18).
+        Placement::Staged(staged) if range.len() >= HUGE_2M => {
+            let populated = staged.populate(Populate::Read);
+            populated.and_then(|()| staged.collapse())
+        }
+        _ => Err(Errno::INVAL),
+    };
+    if let Err(errno) = collapsed {
+        log::debug!("cannot make huge pages of the memory for {range}: {errno}");
+    }
+    collapsed.is_ok()
 }
 
 /// Whether one mapping, or one hole, can hold both parts.
@@ -396,10 +433,10 @@ fn joins((a, first): (Part, &Checked<'_>), (b, second): (Part, &Checked<'_>)) ->
         debug_assert!(change.prepared.range.covers(part.range));
         offset.wrapping_add(change.prepared.range.distance_to(at))
     };
-    let protection = |change: &Checked<'_>| change.prepared.mapping.as_ref().map(|m| m.protection);
     end(a, first, *offset, a.range.end()) == end(b, second, *next_offset, b.range.start())
-        && protection(first) == protection(second)
-        && (first.prefault, direct) == (second.prefault, next_direct)
+        && first.protection() == second.protection()
+        && (first.prefault, first.collapse, direct)
+            == (second.prefault, second.collapse, next_direct)
         && (file, kind) == (next_file, next_kind)
         && same_access(*kind, *fd, *next_fd)
 }
@@ -436,7 +473,7 @@ fn stage_failed(range: PageRange, errno: Errno) -> Error {
     }
 }
 
-fn map_elsewhere(
+pub(super) fn map_elsewhere(
     range: PageRange,
     fd: BorrowedFd<'_>,
     offset: u64,

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rustix::io::Errno;
 
 use super::counters::count;
+use super::huge::{Lost, Place};
 use super::merge;
 use super::pins::{Pinned, Pins};
 use super::prepare::{Placement, Prepared, Ready, Run};
@@ -87,6 +88,11 @@ impl State {
         };
         let before = self.layout.len();
         let undos = self.enter(&changes)?;
+        let place = Place {
+            guest: self.slots.base().0,
+            host: shared.arena.address(0),
+        };
+        let lost = Lost::by(&changes, &undos, place);
         // What is unmapped is given back when it is gone.
         let charged = self.added_since(before).max(0);
         if let Err(error) = take_areas(shared, charged, &changes) {
@@ -106,7 +112,8 @@ impl State {
         let poisons = |error: &Error| error.state_after() == StateAfter::Poisoned;
         self.poisoned = result.as_ref().is_err_and(poisons);
         if result.is_ok() {
-            count_fallbacks(shared, &changes);
+            lost.count(&shared.tally);
+            count_made(shared, &changes);
         }
         result
     }
@@ -373,6 +380,22 @@ impl State {
     }
 }
 
+/// Counts what has become of the changes.
+fn count_made(shared: &Shared, changes: &[Prepared]) {
+    for change in changes {
+        let mapping = change.mapping.as_ref();
+        let in_place = mapping.is_some_and(|mapping| mapping.in_place().is_some());
+        if in_place && shared.backend.slots_rest() {
+            count(&shared.tally.fallbacks);
+        }
+        match change.collapsed {
+            Some(true) => count(&shared.tally.collapsed),
+            Some(false) => count(&shared.tally.collapse_failures),
+            None => {}
+        }
+    }
+}
+
 /// Takes the areas that a change needs.
 fn take_areas(shared: &Shared, added: isize, changes: &[Prepared]) -> Result<(), Error> {
     let maps = changes.iter().find(|change| change.mapping.is_some());
@@ -381,20 +404,6 @@ fn take_areas(shared: &Shared, added: isize, changes: &[Prepared]) -> Result<(),
         return Ok(());
     };
     shared.areas.take(added, need, first.range)
-}
-
-/// Counts what `fixed` could not share.
-fn count_fallbacks(shared: &Shared, changes: &[Prepared]) {
-    let in_place = |change: &&Prepared| {
-        let mapping = change.mapping.as_ref();
-        mapping.is_some_and(|mapping| mapping.in_place().is_some())
-    };
-    if shared.backend.slots_rest() {
-        changes
-            .iter()
-            .filter(in_place)
-            .for_each(|_| count(&shared.tally.fallbacks));
-    }
 }
 
 /// Everything that the changes touch: their own ranges, and the mappings that they met.

@@ -18,6 +18,7 @@ mod dirty;
 mod errors;
 mod gap;
 mod host_memory;
+mod huge;
 mod map;
 mod merge;
 mod policy;
