@@ -423,6 +423,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A prepared batch of another window.
+    #[error("cannot commit the prepared batch: another window prepared it; commit it there")]
+    OtherWindow,
     /// No guest page is free for the slot that root invalidation creates and deletes.
     #[error(
         "cannot invalidate the roots: every page of the window lies under a memslot; open the \
@@ -558,6 +561,7 @@ impl Error {
             | Self::HugePageAlignment { .. }
             | Self::HugePageCut { .. }
             | Self::HostMemory { .. }
+            | Self::OtherWindow
             | Self::OutsidePin { .. }
             | Self::Record { .. }
             | Self::RecordedSource { .. } => Errno::INVAL,

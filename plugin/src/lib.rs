@@ -75,4 +75,5 @@ pub use window::counters::Counters;
 pub use window::dirty::SlotDirtyLog;
 pub use window::options::{WindowOptions, Zap};
 pub use window::pins::OnPinned;
+pub use window::prepared::PreparedBatch;
 pub use window::{Found, OnWorkers, Window};

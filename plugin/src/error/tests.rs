@@ -164,6 +164,11 @@ fn errors() -> Vec<(Error, &'static str, i32)> {
             1,
         ),
         (
+            Error::OtherWindow,
+            "cannot commit the prepared batch: another window prepared it; commit it there",
+            22,
+        ),
+        (
             Error::NoScratchPage,
             "cannot invalidate the roots: every page of the window lies under a memslot; open the \
              window with a scratch page",

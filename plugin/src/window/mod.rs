@@ -15,6 +15,7 @@ pub(crate) mod options;
 pub(crate) mod pins;
 mod prefault;
 mod prepare;
+pub(crate) mod prepared;
 mod replay;
 mod saved;
 mod shared;
@@ -33,7 +34,7 @@ use shared::Shared;
 use transaction::{OnFailure, State};
 
 use crate::arena::Arena;
-use crate::arena::areas::Areas;
+use crate::arena::areas::{Areas, Room};
 use crate::backend::BackendKind;
 use crate::dma::table::DmaTable;
 use crate::error::{Error, StateAfter};
@@ -275,36 +276,25 @@ impl Window {
         on_failure: OnFailure,
         on_pinned: OnPinned,
     ) -> Result<(), Error> {
-        let result = self.try_change(changes, on_failure, on_pinned);
-        match &result {
-            Ok(()) => {
-                for change in changes {
-                    count(match change {
-                        Change::Map { .. } => &self.shared.tally.maps,
-                        Change::Replace { .. } => &self.shared.tally.replaces,
-                        Change::Unmap { .. } => &self.shared.tally.unmaps,
-                    });
-                }
-            }
-            Err(_) => count(&self.shared.tally.failures),
+        let made = self
+            .make_ready(changes)
+            .and_then(|(ready, _room)| self.finish(ready, on_failure, on_pinned));
+        if made.is_err() {
+            count(&self.shared.tally.failures);
         }
-        result
+        made
     }
 
-    fn try_change(
+    /// Until a batch is made, each of its sources is mapped once more; there is room for that.
+    fn make_ready<'fd>(
         &self,
-        changes: &[Change<'_>],
-        on_failure: OnFailure,
-        on_pinned: OnPinned,
-    ) -> Result<(), Error> {
-        // Until a batch is made, each of its sources, and each mapping in its way, is mapped once
-        // more.
-        let _room = match changes {
+        changes: &[Change<'fd>],
+    ) -> Result<(Ready<'fd>, Option<Room>), Error> {
+        let room = match changes {
             [first, _, ..] => Some(self.shared.areas.room_for(changes.len(), first.range())?),
             _ => None,
         };
-        let ready = self.shared.prepare(changes)?;
-        self.finish(ready, on_failure, on_pinned)
+        Ok((self.shared.prepare(changes)?, room))
     }
 
     fn finish(

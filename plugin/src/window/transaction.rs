@@ -383,6 +383,11 @@ impl State {
 /// Counts what has become of the changes.
 fn count_made(shared: &Shared, changes: &[Prepared]) {
     for change in changes {
+        count(match (&change.mapping, change.into_hole) {
+            (Some(_), true) => &shared.tally.maps,
+            (Some(_), false) => &shared.tally.replaces,
+            (None, _) => &shared.tally.unmaps,
+        });
         let mapping = change.mapping.as_ref();
         let in_place = mapping.is_some_and(|mapping| mapping.in_place().is_some());
         if in_place && shared.backend.slots_rest() {

@@ -23,5 +23,6 @@ mod map;
 mod merge;
 mod policy;
 mod prefault;
+mod prepared;
 mod record;
 mod slots;
