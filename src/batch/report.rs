@@ -236,7 +236,7 @@ pub(super) mod tests {
         let mut tally = Tally::default();
         for (batch, us, flushes) in [(false, 1000, 256), (true, 200, 1)] {
             let took = Took {
-                time: Duration::from_micros(2 * us),
+                time: Duration::from_micros(us),
                 cpu: Duration::from_micros(us),
                 flushes: Some(flushes),
             };

@@ -124,6 +124,20 @@ impl Mapper {
         Ok(())
     }
 
+    /// Makes huge pages of the first `len` bytes of a memfd, by mapping it for a moment; whether that
+    /// was done. `plain` knows no such thing.
+    pub(crate) fn collapse(&self, fd: BorrowedFd<'_>, len: u64) -> anyhow::Result<bool> {
+        let Self::Window(window) = self else {
+            return Ok(false);
+        };
+        let before = window.counters().collapsed;
+        let range = PageRange::new(0, len)?;
+        let source = Source::descriptor(fd, 0).collapse(true);
+        window.map(range, &source, Protection::ReadWrite)?;
+        window.unmap(range)?;
+        Ok(window.counters().collapsed > before)
+    }
+
     pub(crate) fn replace(&self, fd: BorrowedFd<'_>, len: u64) -> anyhow::Result<()> {
         self.replace_at(PageRange::new(0, len)?, fd)
     }

@@ -1,12 +1,11 @@
 //! Owns the memory that is made ready: four kinds of files. Never maps it.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::Context as _;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
-use super::collapse::collapse;
 use crate::bench::blob::{Owner, file};
 use crate::guest::BLOCK;
 
@@ -49,8 +48,13 @@ pub(super) struct Supply {
 }
 
 impl Supply {
-    /// `None` where the size, or this host, does not allow the kind.
-    pub(super) fn new(kind: Kind, len: u64) -> anyhow::Result<Option<Self>> {
+    /// `None` where the size, or this host, does not allow the kind. `collapse` makes huge pages of a
+    /// memfd, and says whether it did.
+    pub(super) fn new(
+        kind: Kind,
+        len: u64,
+        collapse: &dyn Fn(BorrowedFd<'_>) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<Option<Self>> {
         if kind.is_huge() && !len.is_multiple_of(BLOCK) {
             return Ok(None);
         }
@@ -63,8 +67,8 @@ impl Supply {
             Kind::Cold => None,
             Kind::ShmemHuge => {
                 let file = all_there()?;
-                if let Err(error) = collapse(file.as_fd(), len) {
-                    log::info!("this host makes no huge pages of a memfd: {error}");
+                if !collapse(file.as_fd())? {
+                    log::info!("this host makes no huge pages of a memfd");
                     return Ok(None);
                 }
                 Some(file)
@@ -115,11 +119,15 @@ mod tests {
 
     #[test]
     fn cold_blobs_are_fresh_and_warm_ones_are_the_same_each_time() {
-        let cold = Supply::new(Kind::Cold, 8192).unwrap().unwrap();
+        let cold = Supply::new(Kind::Cold, 8192, &|_| Ok(false))
+            .unwrap()
+            .unwrap();
         let [a, b] = [cold.next().unwrap(), cold.next().unwrap()].map(|f| f.metadata().unwrap());
         assert_ne!(a.ino(), b.ino());
         assert_eq!((a.blocks(), a.len()), (0, 8192));
-        let warm = Supply::new(Kind::Warm, 8192).unwrap().unwrap();
+        let warm = Supply::new(Kind::Warm, 8192, &|_| Ok(false))
+            .unwrap()
+            .unwrap();
         let [a, b] = [warm.next().unwrap(), warm.next().unwrap()].map(|f| f.metadata().unwrap());
         assert_eq!(a.ino(), b.ino());
         assert_eq!(a.blocks() * 512, 8192);
@@ -128,7 +136,11 @@ mod tests {
     #[test]
     fn huge_pages_come_in_whole_blocks_only() {
         for kind in [Kind::ShmemHuge, Kind::Hugetlb] {
-            assert!(Supply::new(kind, 64 << 10).unwrap().is_none());
+            assert!(
+                Supply::new(kind, 64 << 10, &|_| Ok(true))
+                    .unwrap()
+                    .is_none()
+            );
         }
     }
 }

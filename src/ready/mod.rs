@@ -2,7 +2,6 @@
 //! every page of the blob, for several kinds of memory and ways to map it. Never prints.
 
 mod blob;
-mod collapse;
 pub(crate) mod pin;
 mod pool;
 mod report;
@@ -69,7 +68,11 @@ pub fn run(
     let mut supplies = Vec::new();
     for kind in Kind::ALL {
         for &(len, samples) in options.sizes() {
-            supplies.push((kind, Supply::new(kind, len)?, samples));
+            supplies.push((
+                kind,
+                Supply::new(kind, len, &|fd| stages.collapse(fd, len))?,
+                samples,
+            ));
         }
     }
     let mut tally = Tally::default();

@@ -1,7 +1,7 @@
 //! Owns one way to make a blob ready, with its guest: the map call, and the guest's first and
 //! second touch of every page. Never sums anything up.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -107,6 +107,11 @@ impl Stages {
             },
             guest_prefault,
         })
+    }
+
+    /// Makes huge pages of the first `len` bytes of a memfd; whether that was done.
+    pub(super) fn collapse(&self, fd: BorrowedFd<'_>, len: u64) -> anyhow::Result<bool> {
+        self.fixed.mapper.collapse(fd, len)
     }
 
     /// A guest, to describe the host by.

@@ -18,6 +18,7 @@ mod guest_support;
 mod support;
 
 mod bytes;
+mod collapse;
 mod dirty;
 mod failure;
 mod flushes;
