@@ -57,6 +57,8 @@ pub(crate) struct Descriptor {
     /// Size of the pages that its file system gives it, as far as that says so (`st_blksize`; Linux:
     /// `mm/shmem.c` `shmem_getattr`).
     pub(crate) block: u64,
+    /// Whether the file lacks pages, on tmpfs; elsewhere `st_blocks` does not tell.
+    pub(crate) sparse: bool,
     size: u64,
     /// Read before the size: what is sealed against shrinking keeps at least that.
     pub(super) seals: Option<SealFlags>,
@@ -101,6 +103,9 @@ impl Descriptor {
             };
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let (device, inode) = (stat.st_dev, stat.st_ino);
+        let bytes = u64::try_from(stat.st_blocks)
+            .unwrap_or(0)
+            .saturating_mul(512);
         let mut found = Self {
             kind,
             device,
@@ -111,6 +116,7 @@ impl Descriptor {
                 DescriptorKind::Shmem => u64::try_from(stat.st_blksize).unwrap_or(PAGE_SIZE),
                 DescriptorKind::RegularFile | DescriptorKind::DmaBuf => PAGE_SIZE,
             },
+            sparse: kind == DescriptorKind::Shmem && bytes < size,
             size,
             seals,
             flags: None,

@@ -1,6 +1,9 @@
 //! Owns when a mapping's pages are brought in, and the counting of what came of it: the host's
 //! pages before the change, the guest's translations after it. Never fails a change that is made.
 
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use super::Window;
@@ -24,6 +27,15 @@ pub(super) enum Filled {
     Partly,
     /// The guest's translations come when the memory is in place.
     Later,
+}
+
+/// Makes the pages of a tmpfs file that lacks some, which costs less in one go than in the faults
+/// that find them missing. Whatever is refused here, the populating after it finds out and reports;
+/// a file that has shrunk does not grow.
+pub(super) fn allocate(fd: BorrowedFd<'_>, offset: u64, len: u64) {
+    if let Err(errno) = fallocate(fd, FallocateFlags::KEEP_SIZE, offset, len) {
+        log::debug!("cannot make the pages of a file ahead: {errno}");
+    }
 }
 
 impl Shared {

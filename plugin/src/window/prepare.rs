@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::batch::Change;
 use super::merge::{self, Joined, Part};
-use super::prefault::Filled;
+use super::prefault::{Filled, allocate};
 use super::shared::Shared;
 use crate::arena::{Populate, Site, Staged};
 use crate::error::Error;
@@ -100,6 +100,8 @@ enum Content<'fd> {
         /// Device and inode.
         file: (u64, u64),
         direct: bool,
+        /// Whether the file lacks pages.
+        sparse: bool,
     },
 }
 
@@ -259,6 +261,7 @@ impl Shared {
                     direct: found.cannot_fail_halfway()
                         && !source.collapse
                         && !self.fills_host(source.prefault),
+                    sparse: found.sparse,
                 };
                 let (stable, huge) = (stable::is_stable(&found), found.block >= HUGE_2M);
                 Ok((content, mapping(origin, keep, stable, huge)))
@@ -351,7 +354,11 @@ impl Shared {
                 )?)
             }
             Content::Descriptor {
-                fd, offset, direct, ..
+                fd,
+                offset,
+                direct,
+                sparse,
+                ..
             } => {
                 // The whole mapping was checked not to wrap.
                 let (fd, offset) = (*fd, offset.wrapping_add(distance));
@@ -362,6 +369,9 @@ impl Shared {
                         protection,
                     }
                 } else {
+                    if *sparse && first.prefault == Prefault::HostWrite {
+                        allocate(fd, offset, range.len());
+                    }
                     Placement::Staged(map_elsewhere(range, fd, offset, protection, site)?)
                 }
             }
@@ -415,6 +425,7 @@ fn joins((a, first): (Part, &Checked<'_>), (b, second): (Part, &Checked<'_>)) ->
             kind,
             file,
             direct,
+            ..
         },
         Content::Descriptor {
             fd: next_fd,
@@ -422,6 +433,7 @@ fn joins((a, first): (Part, &Checked<'_>), (b, second): (Part, &Checked<'_>)) ->
             kind: next_kind,
             file: next_file,
             direct: next_direct,
+            ..
         },
     ) = (&first.content, &second.content)
     else {
