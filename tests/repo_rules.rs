@@ -31,7 +31,13 @@ const ADAPTED: [&str; 6] = [
     "vfio_ioctls",
     "vfio_bindings",
 ];
-const ADAPTERS: [&str; 3] = [
+const ADAPTERS: [&str; 9] = [
+    "plugin/src/access/bounce.rs",
+    "plugin/src/access/bytes.rs",
+    "plugin/src/access/mixed.rs",
+    "plugin/src/access/region.rs",
+    "plugin/src/access/slice.rs",
+    "plugin/src/access/tracking.rs",
     "plugin/src/dma/vfio.rs",
     "plugin/src/slots/kvm.rs",
     "plugin/src/slots/kvm_prefault.rs",

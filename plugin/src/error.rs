@@ -379,6 +379,30 @@ pub enum Error {
         /// The mapping.
         mapping: PageRange,
     },
+    /// Memory that can only be reached by copies, and was asked for directly.
+    #[error(
+        "cannot touch {range} directly: {reason}; read and write it through a pin, or let the \
+         region copy"
+    )]
+    NotDirect {
+        /// The range asked for.
+        range: PageRange,
+        /// What speaks against it.
+        reason: &'static str,
+    },
+    /// Copies of window memory that would take more room than the region may use.
+    #[error(
+        "cannot copy {needed:#x} bytes of the window: copies of {used:#x} are in use, and the \
+         region may use {limit:#x}; let go of some, or open the region with more"
+    )]
+    CopyLimit {
+        /// How many bytes were asked for.
+        needed: usize,
+        /// How many are in use.
+        used: usize,
+        /// How many there may be.
+        limit: usize,
+    },
     /// Memory that is mapped and not there: the file behind it has lost the page, or the host has
     /// none for it.
     #[error(
@@ -529,11 +553,12 @@ impl Error {
             Self::PastEnd { .. } => Errno::OVERFLOW,
             Self::DescriptorAccess { .. } => Errno::ACCESS,
             Self::Sealed { .. } | Self::PolicyKind { .. } | Self::PolicySeals { .. } => Errno::PERM,
-            Self::MapCount { .. } => Errno::NOMEM,
+            Self::MapCount { .. } | Self::CopyLimit { .. } => Errno::NOMEM,
             Self::SlotNumbers { .. } | Self::NoScratchPage => Errno::NOSPC,
-            Self::WorkerZaps { .. } | Self::PreciseZap | Self::DirtyLogUnsupported => {
-                Errno::OPNOTSUPP
-            }
+            Self::WorkerZaps { .. }
+            | Self::PreciseZap
+            | Self::DirtyLogUnsupported
+            | Self::NotDirect { .. } => Errno::OPNOTSUPP,
             Self::DirtyLogOn => Errno::BUSY,
             Self::DirtyLogOff => Errno::NOENT,
             Self::Poisoned => Errno::IO,

@@ -55,6 +55,13 @@ mod sync;
 mod window;
 
 pub use access::pin::Pin;
+#[cfg(feature = "vm-memory")]
+pub use access::region::{Indirect, WindowRegion};
+#[cfg(feature = "vm-memory")]
+pub use access::{
+    mixed::MixedRegion,
+    tracking::{Pinning, PinningSlice},
+};
 pub use backend::BackendKind;
 #[cfg(feature = "vfio")]
 pub use dma::vfio::VfioDma;

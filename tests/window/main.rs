@@ -17,6 +17,7 @@
 mod guest_support;
 mod support;
 
+mod access;
 mod bytes;
 mod collapse;
 mod dirty;

@@ -24,8 +24,7 @@ use crate::window::hold::{Hold, Part};
 /// # use std::sync::Arc;
 /// # use vm_remap::{GuestAddress, PageRange, Protection, Slot, SlotNumbers, SlotProvider, Source,
 /// #     WindowOptions};
-/// # #[derive(Debug)]
-/// # struct Nobody;
+/// # #[derive(Debug)] struct Nobody;
 /// # unsafe impl SlotProvider for Nobody {
 /// #     unsafe fn register(&self, _: &Slot) -> std::io::Result<()> { Ok(()) }
 /// #     fn unregister(&self, _: &Slot) -> std::io::Result<()> { Ok(()) }
@@ -84,6 +83,15 @@ impl Pin<'_> {
     #[must_use]
     pub fn is_stable(&self) -> bool {
         self.hold.parts().iter().all(Part::is_stable)
+    }
+
+    /// The host address of the first byte, where all of the pin is stable and writable.
+    #[cfg(feature = "vm-memory")]
+    pub(super) fn stable_address(&self) -> Option<u64> {
+        let good = self.is_stable() && self.is_writable();
+        // Stable memory lies in the arena, so the parts follow each other there as well.
+        let first = self.hold.parts().first().filter(|_| good)?;
+        Some(first.host_address())
     }
 
     /// Fills `into` from `offset` on, counted in bytes from the start of the pin.

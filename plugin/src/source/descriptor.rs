@@ -284,6 +284,7 @@ mod tests {
         pub(in crate::source) fn of_test(kind: DescriptorKind, seals: Option<SealFlags>) -> Self {
             Self {
                 block: PAGE_SIZE,
+                sparse: false,
                 kind,
                 device: 0,
                 inode: 0,

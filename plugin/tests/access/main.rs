@@ -15,4 +15,7 @@ mod recorder;
 mod support;
 
 mod changes;
+mod collection;
 mod pin;
+mod queue;
+mod region;

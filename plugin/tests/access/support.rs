@@ -7,8 +7,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use vm_memory::{GuestMemoryBackend, GuestRegionCollection, GuestRegionMmap};
 use vm_remap::Protection::ReadWrite;
-use vm_remap::{GuestAddress, PageRange, SlotNumbers, Source, Window, WindowOptions};
+use vm_remap::{
+    GuestAddress, Indirect, MixedRegion, OnPinned, PageRange, Pinning, SlotNumbers, Source, Window,
+    WindowOptions, WindowRegion,
+};
 
 use crate::recorder::Recorder;
 
@@ -64,6 +68,45 @@ pub fn map(window: &Window, at: u64, count: u64, fd: &OwnedFd) {
 
 pub fn truncate(fd: &OwnedFd, pages: u64) {
     ftruncate(fd, pages * PAGE).unwrap();
+}
+
+/// Guest memory with a window in it: ordinary memory from 0 on, and the window right behind it.
+pub type Memory = GuestRegionCollection<MixedRegion<GuestRegionMmap<Pinning>>>;
+
+/// Bytes of ordinary memory in [`memory`], and where its window begins.
+pub const RAM: u64 = 64 << 10;
+
+/// Room for a few copies.
+pub const COPY: Indirect = Indirect::Copy { limit: 256 << 10 };
+
+pub fn memory(on_pinned: OnPinned, indirect: Indirect) -> (Memory, Arc<Window>) {
+    let options = WindowOptions::new(GuestAddress(RAM), PAGES * PAGE).on_pinned(on_pinned);
+    let window = Arc::new(open_with(options));
+    let ram = GuestRegionMmap::from_range(vm_memory::GuestAddress(0), RAM as usize, None).unwrap();
+    let region = WindowRegion::new(Arc::clone(&window), indirect);
+    let regions = vec![MixedRegion::Ram(ram), MixedRegion::Window(region)];
+    (Memory::from_regions(regions).unwrap(), window)
+}
+
+/// Guest address of the window's byte `offset`, in [`memory`].
+pub fn at(offset: u64) -> vm_memory::GuestAddress {
+    vm_memory::GuestAddress(RAM + offset)
+}
+
+/// The window's region of [`memory`].
+pub fn region(memory: &Memory) -> &WindowRegion {
+    match memory.iter().last() {
+        Some(MixedRegion::Window(region)) => region,
+        other => panic!("no window, but {other:?}"),
+    }
+}
+
+/// The text of the library's own error inside one of vm-memory's.
+pub fn inner(error: &vm_memory::GuestMemoryError) -> String {
+    match error {
+        vm_memory::GuestMemoryError::IOError(error) => error.to_string(),
+        other => panic!("not ours: {other}"),
+    }
 }
 
 pub fn skip(test: &str, reason: &str) {
