@@ -54,7 +54,7 @@ impl Window {
     /// Pins `range`, all of which must be mapped.
     ///
     /// Where a change waits for other pins of this range, the call waits until that change is made
-    /// or has given up, unless the calling thread holds one of those pins.
+    /// or has given up, unless the calling thread holds a pin of this window already.
     ///
     /// # Errors
     /// [`Error::NotMapped`] with the first hole; [`Error::OutsideWindow`]; [`Error::Poisoned`].

@@ -340,7 +340,7 @@ impl Window {
         changes: &[Prepared],
         on_pinned: OnPinned,
     ) -> Result<MutexGuard<'_, State>, Error> {
-        let ranges: Vec<PageRange> = changes.iter().map(|change| change.range).collect();
+        let ranges = changes.iter().map(|change| change.range);
         let turnstile = &self.shared.turnstile;
         let locked = turnstile.lock_unpinned(&self.state, &ranges, on_pinned);
         locked.map_err(|blocked| Error::Pinned {

@@ -3,8 +3,9 @@
 //!
 //! A change that waits holds new pins back, or devices that pin one buffer after the other would
 //! keep it waiting for ever. It waits no longer than its own limit, so nor do they. A thread that
-//! holds one of the pins that the change waits for gets its further pins at once: else the two
-//! would wait for each other.
+//! holds a pin of the window already gets further pins at once: nobody who is waited for waits, so
+//! pins and changes never wait for each other in a circle. Only a thread that changes a window
+//! while it has pins of it can be in one, and its limit ends that.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
@@ -78,10 +79,10 @@ impl Pins {
     }
 
     /// The first pin that overlaps one of `ranges`.
-    fn in_the_way(&self, ranges: &[PageRange]) -> Option<Blocked> {
+    fn in_the_way(&self, ranges: &(impl Iterator<Item = PageRange> + Clone)) -> Option<Blocked> {
         self.live.values().find_map(|live| {
-            let met = |range: &&PageRange| range.intersection(live.range).is_some();
-            let range = *ranges.iter().find(met)?;
+            let met = |range: &PageRange| range.intersection(live.range).is_some();
+            let range = ranges.clone().find(met)?;
             Some(Blocked {
                 range,
                 pinned: live.range,
@@ -89,15 +90,11 @@ impl Pins {
         })
     }
 
-    /// Whether a change waits for `range`, and not for `thread`.
-    fn is_waited_for(&self, range: PageRange, thread: ThreadId) -> bool {
-        let overlap = |ranges: &[PageRange], other: PageRange| {
-            ranges.iter().any(|own| own.intersection(other).is_some())
-        };
-        self.waiting.values().any(|ranges| {
-            let holds = |live: &Live| live.thread == thread && overlap(ranges, live.range);
-            overlap(ranges, range) && !self.live.values().any(holds)
-        })
+    /// Whether `thread` has to wait for a change before it pins `range`.
+    fn is_held_back(&self, range: PageRange, thread: ThreadId) -> bool {
+        let overlaps = |own: &PageRange| own.intersection(range).is_some();
+        let wanted = self.waiting.values().flatten().any(overlaps);
+        wanted && self.live.values().all(|live| live.thread != thread)
     }
 }
 
@@ -112,7 +109,7 @@ impl Turnstile {
     pub(crate) fn lock_unpinned<'a, T: Pinned>(
         &self,
         state: &'a Mutex<T>,
-        ranges: &[PageRange],
+        ranges: &(impl Iterator<Item = PageRange> + Clone),
         on_pinned: OnPinned,
     ) -> Result<MutexGuard<'a, T>, Blocked> {
         let mut guard = lock(state);
@@ -124,7 +121,10 @@ impl Turnstile {
         };
         let deadline = Deadline::after(limit);
         let number = guard.pins().number();
-        guard.pins().waiting.insert(number, ranges.to_vec());
+        guard
+            .pins()
+            .waiting
+            .insert(number, ranges.clone().collect());
         let outcome = loop {
             match guard.pins().in_the_way(ranges) {
                 None => break Ok(()),
@@ -138,7 +138,7 @@ impl Turnstile {
         outcome.map(|()| guard)
     }
 
-    /// Locks `state` at an instant at which no change waits for `range`.
+    /// Locks `state` at an instant at which no change holds the calling thread's pin of `range` back.
     pub(crate) fn lock_to_pin<'a, T: Pinned>(
         &self,
         state: &'a Mutex<T>,
@@ -146,7 +146,7 @@ impl Turnstile {
     ) -> MutexGuard<'a, T> {
         let thread = current().id();
         let mut guard = lock(state);
-        while guard.pins().is_waited_for(range, thread) {
+        while guard.pins().is_held_back(range, thread) {
             guard = self
                 .moved
                 .wait(guard)
