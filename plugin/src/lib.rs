@@ -19,15 +19,17 @@
 //! 4. **Replace is atomic for the guest**, with `fixed`.
 //! 5. **A failed call changes nothing**, or its error names the state: [`StateAfter`].
 //! 6. **Nobody outside the VMM is believed**: not a length, not a descriptor.
-//! 7. **No reference into guest memory**: the library reads and writes none of it, and hands out
-//!    no `&[u8]` of it.
+//! 7. **No reference into guest memory**: the library hands out no `&[u8]` of it. It reads and
+//!    writes guest memory through a [`Pin`] only, which also keeps it mapped.
+//! 8. **No signal**: memory that has vanished under an access is an error.
 //!
 //! Features: `kvm` implements [`SlotProvider`] for `kvm_ioctls::VmFd`; `vfio` has a
-//! [`DmaListener`] for `vfio_ioctls::VfioContainer`; `serde` makes [`LayoutRecord`] and others
-//! serialisable. The library logs through the `log` facade.
+//! [`DmaListener`] for `vfio_ioctls::VfioContainer`; `vm-memory` makes a window a region of
+//! vm-memory's guest memory, so that devices find buffers inside it; `serde` makes
+//! [`LayoutRecord`] and others serialisable. The library logs through the `log` facade.
 //!
-//! The files lie in floors, each importing only downward: `range`, `error` and `host`; `source`
-//! and `layout`; `arena`, `slots` and `dma`; `backend`; `window`.
+//! The files lie in floors, each importing only downward: `range`, `error`, `host` and `sync`;
+//! `source` and `layout`; `arena`, `slots` and `dma`; `backend`; `window`; `access`.
 
 #![cfg_attr(
     test,

@@ -60,7 +60,9 @@ use crate::sync::{Mutex, MutexGuard};
 /// **Failures.** A call that fails has changed nothing, unless its error says otherwise with
 /// [`Error::state_after`]. A segment that was registered for it stays registered.
 ///
-/// **Memory.** The library never reads or writes guest memory and hands out no reference to it.
+/// **Memory.** The library hands out no reference to guest memory, and reads and writes it through
+/// a [`Pin`](crate::Pin) only. A change that meets a pin waits for it, or is refused with
+/// [`Error::Pinned`], as [`OnPinned`] says; that goes for every change below.
 ///
 /// ```
 /// # #[cfg(feature = "kvm")]
