@@ -15,6 +15,9 @@
 )]
 #[path = "../guest_support/mod.rs"]
 mod guest_support;
+#[expect(unreachable_pub, reason = "shared with the tests of the library")]
+#[path = "../../plugin/tests/common/handover.rs"]
+mod handover;
 mod support;
 
 mod access;
@@ -28,5 +31,6 @@ mod host_memory;
 mod hugetlb;
 mod lifecycle;
 mod prefault;
+mod snapshot;
 mod threads;
 mod translations;

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 
@@ -146,6 +146,10 @@ impl Blob {
 
     pub(crate) const fn word(&self, page: u64) -> u64 {
         self.first + page
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     pub(crate) fn source(&self) -> Source<'_> {

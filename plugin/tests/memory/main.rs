@@ -9,6 +9,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(unreachable_pub, reason = "a test binary exports nothing")]
 
+#[path = "../common/handover.rs"]
+mod handover;
 #[path = "../common/recorder.rs"]
 mod recorder;
 mod support;
@@ -26,3 +28,4 @@ mod prefault;
 mod prepared;
 mod record;
 mod slots;
+mod snapshot;
