@@ -65,6 +65,11 @@ impl DirtyBits {
         for (own, more) in bitmap.words.iter_mut().zip(words) {
             *own |= more;
         }
+        // Whatever stands past the last page is no page.
+        let past = (bitmap.range.len() / PAGE_SIZE) % BITS;
+        if let Some(last) = bitmap.words.last_mut().filter(|_| past > 0) {
+            *last &= lowest(past);
+        }
         true
     }
 
@@ -152,6 +157,12 @@ mod tests {
         assert!(!bits.fold(0, &[1, 0]));
         assert!(bits.fold(4 * PAGE_SIZE, &[2, 1]));
         assert_eq!(set(&bits.take(4 * PAGE_SIZE)), [1, 64]);
+        // Bits past the last page are not taken either.
+        assert!(bits.fold(4 * PAGE_SIZE, &[0, u64::MAX]));
+        assert_eq!(set(&bits.take(4 * PAGE_SIZE)), (64..70).collect::<Vec<_>>());
+        bits.came(pages(200, 64));
+        assert!(bits.fold(200 * PAGE_SIZE, &[u64::MAX]));
+        assert_eq!(set(&bits.take(200 * PAGE_SIZE)).len(), 64);
     }
 
     proptest! {
