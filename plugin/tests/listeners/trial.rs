@@ -10,7 +10,7 @@ use vm_remap::{
     Window, WindowOptions,
 };
 
-use crate::eyes::give_back;
+use crate::eyes::{give_back, peek};
 use crate::findings::Findings;
 use crate::host::{Host, Listener, Plan, Told, look};
 use crate::memories::{Memories, pages};
@@ -168,6 +168,7 @@ impl Case<'_> {
         }
         if !self.poisoned && !self.panicked {
             self.devices(window);
+            self.guest(window);
         }
     }
 
@@ -215,6 +216,26 @@ impl Case<'_> {
             if attached && seen != promised {
                 let detail = format!("{number}: {seen:?}, promised {promised:?}");
                 self.note("devices reach what no call promised", &detail);
+            }
+        }
+    }
+
+    /// Memory is where the calls promised it, and nothing is left in a hole.
+    fn guest(&mut self, window: &Window) {
+        for page in 0..PAGES {
+            let guest = GuestAddress(window.base().0 + page * PAGE_SIZE);
+            let found = window.lookup(guest).map(|found| found.host_address);
+            let own = self.arena + page * PAGE_SIZE;
+            let (sees, promised) = (found.and_then(peek), self.model.page(page));
+            if sees != promised {
+                let detail = format!("page {page}: {sees:?}, promised {promised:?}");
+                self.note("the guest sees what no call promised", &detail);
+            }
+            if found != Some(own) && peek(own).is_some() {
+                self.note(
+                    "memory stays in a hole of the arena",
+                    &format!("page {page}"),
+                );
             }
         }
     }
