@@ -79,6 +79,19 @@ fn wrong_options_end_with_2_and_say_what_is_wrong() {
             &["bench", "--ready", "--html", "x"],
             "the argument '--ready' cannot be used with '--html <FILE>'",
         ),
+        (
+            &["bench", "--scale", "--blob", "2M"],
+            "the argument '--scale' cannot be used with '--blob <SIZE>'",
+        ),
+        (
+            &["bench", "--trace", "x", "--jitter"],
+            "the argument '--trace <FILE>' cannot be used with '--jitter'",
+        ),
+        (
+            &["trace", "game", "--seconds", "1801"],
+            "1801 is not in 1..=1800",
+        ),
+        (&["trace", "nobody"], "[possible values: game, dax, video]"),
         (&["bench", "--nonsense"], "unexpected argument '--nonsense'"),
         (&["doctor", "--jsn"], "a similar argument exists: '--json'"),
         (&["nonsense"], "unrecognized subcommand 'nonsense'"),

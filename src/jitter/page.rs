@@ -21,11 +21,11 @@ impl Report {
             p.soft { (page::host_line(&self.host)) }
             (page::warnings(self.complete, self.settings.quick))
             h2 { "How late a timer wakes up" }
+            @for words in self.setting() { p { (words) "." } }
             div.charts { figure {
                 figcaption { "Late wake-ups " span.soft { (wakeups::NOTE) } }
                 (maud::PreEscaped(&chart))
             } }
-            @for words in self.setting() { p { (words) "." } }
             h2 { "Figures" }
             (self.figures())
             h2 { "Aims of vm-remap" }

@@ -8,6 +8,8 @@ use super::units;
 pub(crate) const NOTE: &str =
     "µs, log scale; bar: median, thick mark: 99.9th percentile, thin mark: the latest";
 const WIDTH: u32 = 520;
+/// What title and explanation take below the chart.
+const TITLE_ROOM: u32 = 44;
 /// Where the columns of figures end.
 const COLUMNS: [f64; 3] = [388.0, 448.0, 516.0];
 const HEADS: [&str; 3] = ["p50", "p99.9", "max µs"];
@@ -29,12 +31,13 @@ pub(crate) fn chart(title: &str, bars: &[Bar]) -> anyhow::Result<String> {
 /// The same on paper of its own, with its title and how it is read.
 pub(crate) fn picture(title: &str, bars: &[Bar]) -> anyhow::Result<String> {
     let (bottom, height) = height(bars.len());
-    let size = (f64::from(WIDTH), f64::from(height) + 20.0);
-    canvas::draw((WIDTH, height.saturating_add(20)), title, |canvas| {
+    let height = height.saturating_add(TITLE_ROOM);
+    let size = (f64::from(WIDTH), f64::from(height));
+    canvas::draw((WIDTH, height), title, |canvas| {
         canvas.rect((0.0, 0.0), size, palette::PAPER)?;
         paint(canvas, bars)?;
-        canvas.words((0.0, bottom + 16.0), SMALL, title)?;
-        canvas.words((0.0, bottom + 34.0), SMALL, NOTE)
+        canvas.words((0.0, bottom + 20.0), NAME, title)?;
+        canvas.words((0.0, bottom + 38.0), SMALL, NOTE)
     })
 }
 
