@@ -269,3 +269,32 @@ fn sleep_until(start: Instant, due: Duration, stop: &AtomicBool) -> bool {
         std::thread::sleep(left.min(NAP));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_as_large_as_what_is_mapped_of_their_kind() {
+        let text =
+            "vm-remap-trace 1 1M\n0 map 1 0 64K own\n0 map 2 64K 4K peer\n0 replace 1 peer\n";
+        let trace = Trace::read(text.as_bytes()).unwrap();
+        let mut supply = Supply::of(&trace).unwrap();
+        for kind in Kind::ALL {
+            let inodes = [0; 2].map(|_| {
+                let found = rustix::fs::fstat(supply.next(kind).unwrap()).unwrap();
+                assert_eq!(found.st_size, 64 << 10, "{kind:?}");
+                found.st_ino
+            });
+            assert_ne!(inodes[0], inodes[1], "the files take turns");
+        }
+    }
+
+    #[test]
+    fn a_time_that_is_past_is_not_waited_for() {
+        let stop = AtomicBool::new(false);
+        assert!(sleep_until(Instant::now(), Duration::ZERO, &stop));
+        stop.store(true, Ordering::Relaxed);
+        assert!(!sleep_until(Instant::now(), Duration::from_secs(99), &stop));
+    }
+}

@@ -85,3 +85,71 @@ fn row(name: &str, backend: Backend) -> Vec<String> {
         .chain([backend.work_kept.map_or_else(absent, units::percent)])
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::report::Settings;
+    use super::*;
+    use crate::report::{Host, KvmFacts, Latencies};
+
+    fn report() -> Report {
+        let quantiles = |p50: f64| {
+            Some(Quantiles {
+                p50,
+                p99: p50 + 100_000.0,
+                max: 1e6,
+                n: 9,
+            })
+        };
+        let fixed = Backend {
+            latencies: Latencies {
+                map_us: quantiles(18.5),
+                replace_us: None,
+                unmap_us: quantiles(7.5),
+            },
+            late_us: quantiles(61.0),
+            work_kept: Some(0.987),
+        };
+        Report {
+            host: Host::read(KvmFacts {
+                module: "kvm_amd".into(),
+                tdp_mmu: None,
+                zap: "unknown".into(),
+                slot_zap_all_quirk: false,
+                nr_memslots: 32764,
+            }),
+            settings: Settings {
+                operations: 2962,
+                duration_s: 10.0,
+                window_bytes: 2 << 30,
+                working_set_bytes: 64 << 20,
+                vcpus: 1,
+                rounds: 3,
+                quick: false,
+            },
+            backends: BTreeMap::from([("fixed", Some(fixed)), ("memslot-precise", None)]),
+            aims: Vec::new(),
+            complete: false,
+        }
+    }
+
+    #[test]
+    fn text_fits_100_columns_and_shows_the_figures() {
+        let text = report().text();
+        for line in text.lines() {
+            assert!(line.chars().count() <= 100, "{line}");
+            assert_eq!(line, line.trim_end());
+        }
+        for part in [
+            "trace of 2962 operations in 10.0 s, window of 2 GiB",
+            "18.5",
+            "100061.0",
+            "98.7 %",
+            "interrupted before the last replay",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
+}

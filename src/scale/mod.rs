@@ -1,6 +1,7 @@
 //! Owns `vm-remap bench --scale`: what a call costs while few and while many mappings live in one
 //! window, and how many calls several threads make. No vCPU runs meanwhile. Never prints.
 
+mod limits;
 mod many;
 mod memory;
 mod report;

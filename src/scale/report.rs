@@ -8,14 +8,12 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use serde::Serialize;
 
+use super::limits::limits;
 use super::many::{Many, Role};
 use super::threads::{Ground, Grounds, Rates};
 use super::{COUNTS, Options, THREADS};
 use crate::bench::tally::median;
 use crate::report::{Aim, Bound, Host, Quantiles};
-
-/// A ground that gains less than this share of what the ground below it gains is a limit of its own.
-const HELD_BACK: f64 = 0.9;
 
 /// All that one run found out.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -193,46 +191,6 @@ fn throughput(rates: &Rates) -> BTreeMap<&'static str, BTreeMap<usize, Throughpu
         .collect()
 }
 
-/// Compares each ground with the one that shares less. Only with as many threads as there are CPUs:
-/// with more of them, the CPUs are what is short.
-fn limits(
-    threads: &BTreeMap<&'static str, BTreeMap<usize, Throughput>>,
-    cpus: usize,
-) -> Vec<String> {
-    let most = THREADS.into_iter().rfind(|n| *n > 1 && *n <= cpus);
-    let Some(n) = most else {
-        return vec!["the CPU: there is one".to_owned()];
-    };
-    let gain = |ground: Ground| threads.get(ground.name())?.get(&n)?.gain;
-    let compare = |upper: Ground, lower: Ground, limit: &str| {
-        let (upper_gain, lower_gain) = (gain(upper)?, gain(lower)?);
-        (upper_gain < lower_gain * HELD_BACK).then(|| {
-            format!(
-                "{limit}: {n} threads do {upper_gain:.2} times the calls of one on {}, and \
-                 {lower_gain:.2} times on {}",
-                upper.name(),
-                lower.name()
-            )
-        })
-    };
-    [
-        compare(Ground::Bare, Ground::NoLock, "mmap_lock"),
-        compare(
-            Ground::OwnWindows,
-            Ground::Bare,
-            "the VM's and the library's shared state",
-        ),
-        compare(
-            Ground::OneWindow,
-            Ground::OwnWindows,
-            "the window's own lock",
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -323,17 +281,6 @@ pub(super) mod tests {
         assert_eq!((two.calls_per_s, two.n), (950.0, 3));
         assert!((two.gain.unwrap() - 0.95).abs() < 0.001);
         assert!(!report.threads["own-windows"].contains_key(&4));
-    }
-
-    #[test]
-    fn limits_name_what_costs_a_tenth_and_more() {
-        let limits = report().limits;
-        assert_eq!(limits.len(), 2, "{limits:?}");
-        assert!(
-            limits[0].starts_with("mmap_lock: 2 threads do 1.00"),
-            "{limits:?}"
-        );
-        assert!(limits[1].starts_with("the window's own lock"), "{limits:?}");
     }
 
     #[test]
