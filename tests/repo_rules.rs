@@ -43,8 +43,9 @@ const ADAPTERS: [&str; 9] = [
     "plugin/src/slots/kvm_prefault.rs",
 ];
 
-const LICENCES: [&str; 12] = [
+const LICENCES: [&str; 13] = [
     "MIT",
+    "NCSA",
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
     "BSD-2-Clause",

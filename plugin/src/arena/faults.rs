@@ -56,6 +56,12 @@ impl Made {
         }
     }
 
+    /// Whether it asks for the same as another, wherever that is.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        let len = |made: &Self| made.covered.map(|(_, len)| len);
+        (self.call, len(self)) == (other.call, len(other))
+    }
+
     /// Whether it is a call that gives address space back.
     pub(crate) fn is_unmap(&self) -> bool {
         self.call == Call::Unmap

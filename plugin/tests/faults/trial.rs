@@ -43,6 +43,11 @@ pub trait Trouble: Debug {
         false
     }
 
+    /// What is wrong with a window that goes on after a step.
+    fn inspect(&self, _: &Window) -> Option<&'static str> {
+        None
+    }
+
     /// What is wrong when the window is gone and its arena, should it be kept, still there.
     fn end(&self) -> Option<&'static str> {
         None
@@ -195,6 +200,9 @@ impl Case<'_> {
                 self.note("poisoning leaves a slot that would have gone", "");
             }
             return;
+        }
+        if let Some(what) = self.trouble.inspect(window) {
+            self.note(what, "");
         }
         self.guest(window);
         self.slots(window);
