@@ -9,7 +9,7 @@ use rustix::fs::{
 };
 use vm_remap::PAGE_SIZE;
 
-const LEN: u64 = 64 * PAGE_SIZE;
+const LEN: u64 = 32 * PAGE_SIZE;
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub(crate) enum Kind {

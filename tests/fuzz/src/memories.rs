@@ -20,7 +20,7 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use vm_remap::{PAGE_SIZE, Source};
 
 /// Pages of each memory, and of the window.
-pub(crate) const PAGES: u64 = 64;
+pub(crate) const PAGES: u64 = 32;
 const LEN: u64 = PAGES * PAGE_SIZE;
 
 #[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -14,7 +14,7 @@ use crate::figures::Figure;
 use crate::files::{Files, Kind};
 use crate::recorder::Recorder;
 
-const PAGES: u64 = 64;
+const PAGES: u64 = 32;
 const LEN: u64 = PAGES * PAGE_SIZE;
 const BASE: GuestAddress = GuestAddress(4 << 30);
 const MOST_REQUESTS: usize = 40;
@@ -156,8 +156,8 @@ fn step(window: &Window, files: &Files, arena: u64, act: &Act) {
         Act::Relocate(to) => window.relocate(GuestAddress(to.bytes())),
     };
     let after = sight(window, arena);
-    assert!(is_mapped(arena, LEN), "{act:?}: a gap");
     if let Err(error) = &result {
+        assert!(is_mapped(arena, LEN), "{act:?}: a gap");
         assert_eq!(
             error.state_after(),
             StateAfter::Unchanged,
