@@ -143,6 +143,20 @@ fn address_space_changes_in_one_file_of_the_library() {
     complain(&broken);
 }
 
+/// What does not go through the gate, the tests cannot make fail.
+#[test]
+fn every_system_call_of_the_arena_goes_through_the_gate() {
+    let text = fs::read_to_string(root().join("plugin/src/arena/mod.rs")).unwrap();
+    let count = |part: &str| code(&text).filter(|(_, line)| line.contains(part)).count();
+    let gates = count("through(Call::");
+    assert!(gates > 5, "the gate was not found");
+    assert_eq!(
+        count("unsafe {"),
+        gates,
+        "an unsafe call stands outside the gate"
+    );
+}
+
 #[test]
 fn floors_import_downward_only() {
     let floor_of = |module: &str| FLOORS.iter().position(|floor| floor.contains(&module));
@@ -268,4 +282,29 @@ fn known(licence: &str) -> bool {
     let flat = licence.replace(['(', ')'], "");
     flat.split(" AND ")
         .all(|all| all.split(" OR ").any(|one| LICENCES.contains(&one.trim())))
+}
+
+/// What it says of another branch is not there yet.
+#[test]
+fn the_threat_model_names_tests_that_exist() {
+    let text = fs::read_to_string(root().join("docs/threat-model.md")).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with("| "));
+    let quoted = rows.flat_map(|row| row.split("branch").next().unwrap().split('`').skip(1));
+    let mut broken = Vec::new();
+    let mut seen = 0;
+    for name in quoted.filter(|name| name.contains(".rs")) {
+        let (path, test) = name.split_once("::").unwrap_or((name, ""));
+        let path = match path.split_once('/') {
+            Some(("window", file)) => format!("tests/window/{file}"),
+            Some(("memory", file)) => format!("plugin/tests/memory/{file}"),
+            _ => path.to_owned(),
+        };
+        let text = fs::read_to_string(root().join(&path)).unwrap_or_default();
+        seen += 1;
+        if text.is_empty() || !text.contains(&format!("fn {test}")) {
+            broken.push(format!("docs/threat-model.md: there is no {name}"));
+        }
+    }
+    assert!(seen > 30, "the names were not found: {seen}");
+    complain(&broken);
 }
