@@ -18,6 +18,9 @@ mod guest_support;
 #[expect(unreachable_pub, reason = "shared with the tests of the library")]
 #[path = "../../plugin/tests/common/handover.rs"]
 mod handover;
+#[path = "../../plugin/tests/common/small_file_system.rs"]
+#[expect(unreachable_pub, reason = "shared with the tests of the library")]
+mod small_file_system;
 mod support;
 
 mod access;
@@ -26,6 +29,7 @@ mod collapse;
 mod dirty;
 mod failure;
 mod flushes;
+mod full_file_system;
 mod gap;
 mod host_memory;
 mod hugetlb;

@@ -1,46 +1,14 @@
 //! Owns the test of a mapping whose file system has no room for its pages: a sparse file in a full
 //! tmpfs, which any peer with a descriptor can send.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::process::Command;
 
+use crate::small_file_system::Small;
 use vm_remap::Prefault;
 use vm_remap::Protection::ReadWrite;
 use vm_remap::{Error, PAGE_SIZE};
 
 use crate::support::*;
-
-/// A file system with room for 16 pages; gone when dropped.
-struct Small(tempfile::TempDir);
-
-impl Small {
-    fn mount() -> Option<Self> {
-        let place = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", "size=64k", "small"])
-            .arg(place.path());
-        let mounted = mount.stderr(std::process::Stdio::null()).status();
-        mounted
-            .is_ok_and(|status| status.success())
-            .then(|| Self(place))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _unmounted = Command::new("umount")
-            .args(["-l"])
-            .arg(self.path())
-            .status();
-    }
-}
 
 #[test]
 fn a_sparse_file_in_a_full_tmpfs_is_an_error_at_prefault_and_a_fault_at_a_touch() {
@@ -49,14 +17,7 @@ fn a_sparse_file_in_a_full_tmpfs_is_an_error_at_prefault_and_a_fault_at_a_touch(
         skip(test, "a tmpfs cannot be mounted here (root only)");
         return;
     };
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(small.path().join("sparse"))
-        .unwrap();
-    file.set_len(256 * PAGE_SIZE).unwrap();
-    let fd = OwnedFd::from(file);
+    let fd = OwnedFd::from(small.sparse(256 * PAGE_SIZE));
     let watched = Watched::open(4 * MIB);
     let other = memfd(MIB, 7);
     let range = pages(0, 64);

@@ -20,6 +20,8 @@ mod eyes;
 #[path = "../common/recorder.rs"]
 #[expect(dead_code, reason = "this test uses less of it than the others")]
 mod recorder;
+#[path = "../common/small_file_system.rs"]
+mod small_file_system;
 mod support;
 
 mod address_space;
