@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Unstructured};
 use vm_remap::{
-    BackendKind, Batch, Error, GuestAddress, OnWorkers, PAGE_SIZE, PageRange, Prefault, Protection,
-    Slot, SlotNumbers, StateAfter, Window, WindowOptions,
+    BackendKind, Batch, Error, GuestAddress, LayoutRecord, OnWorkers, PAGE_SIZE, PageRange,
+    Prefault, Protection, Slot, SlotNumbers, StateAfter, Window, WindowOptions,
 };
 
 use crate::eyes::{is_mapped, peek, poke};
@@ -178,7 +178,7 @@ pub fn run(data: &[u8]) {
         .scratch_page(GuestAddress(1 << 40))
         .open(Arc::clone(&recorder) as _, SlotNumbers::new(8..520))
         .unwrap();
-    let pages = vec![None; PAGES as usize];
+    let pages = nothing();
     let mut case = Case {
         setting,
         memories: Memories::new(),
@@ -222,7 +222,16 @@ impl Case {
             }
             Op::Relocate(to) => (window.relocate(GuestAddress(u64::from(*to) << 30)), true),
             Op::InvalidateRoots => (window.invalidate_roots(OnWorkers::Allow).map(drop), true),
-            Op::Replay => (self.replay(window, &mut after), true),
+            Op::Replay => {
+                let record = window.record();
+                let emptied = window.unmap(PageRange::new(0, LEN).unwrap());
+                if emptied.is_ok() {
+                    let entries = std::mem::replace(&mut self.model.pages, nothing());
+                    (self.replay(window, &record, &entries, &mut after), true)
+                } else {
+                    (emptied, true)
+                }
+            }
             Op::Poke(page, word) => return self.poke(window, u64::from(*page) % PAGES, *word),
             Op::RefuseSlot => {
                 self.recorder.fail_next_register();
@@ -243,7 +252,6 @@ impl Case {
                     "{op:?}: a gap"
                 );
                 match (error.state_after(), op) {
-                    (StateAfter::Unchanged, Op::Replay) => self.model.pages.fill(None),
                     (StateAfter::Unchanged, _) => {}
                     (StateAfter::Hole, Op::One(change)) => {
                         self.model.of(change.parts().0).fill(None);
@@ -302,9 +310,14 @@ impl Case {
         window.commit(&batch)
     }
 
-    fn replay(&self, window: &Window, after: &mut Model) -> Result<(), Error> {
-        let record = window.record();
-        let entries: Vec<_> = after.pages.clone();
+    /// Maps again what was there before the window was emptied.
+    fn replay(
+        &self,
+        window: &Window,
+        record: &LayoutRecord,
+        entries: &[Option<Entry>],
+        after: &mut Model,
+    ) -> Result<(), Error> {
         for mapping in &record.mappings {
             // Anonymous memory comes back empty.
             after.instances += 1;
@@ -316,8 +329,7 @@ impl Case {
                 }
             }
         }
-        window.unmap(PageRange::new(0, LEN)?)?;
-        window.replay(&record, |mapping| {
+        window.replay(record, |mapping| {
             let entry = entries[(mapping.offset / PAGE_SIZE) as usize].unwrap();
             Ok(self
                 .memories
@@ -376,6 +388,10 @@ impl Case {
         assert_eq!(counters.mapped_bytes, mapped * PAGE_SIZE, "{op:?}");
         assert_eq!(counters.slots, live.len() as u64, "{op:?}");
     }
+}
+
+fn nothing() -> Vec<Option<Entry>> {
+    vec![None; PAGES as usize]
 }
 
 const fn host(memory: Memory) -> bool {
