@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The floors of the library, the lowest first. A file imports from its own floor or a lower one.
-const FLOORS: [&[&str]; 6] = [
+const FLOORS: [&[&str]; 7] = [
     &["range", "error", "host", "sync"],
     &["source", "layout"],
     &["arena", "slots", "dma"],
     &["backend"],
     &["window"],
     &["access"],
+    &["fault"],
 ];
 
 /// Crates that belong to adapters, with the files of the library that are adapters.
@@ -31,7 +32,7 @@ const ADAPTED: [&str; 6] = [
     "vfio_ioctls",
     "vfio_bindings",
 ];
-const ADAPTERS: [&str; 9] = [
+const ADAPTERS: [&str; 10] = [
     "plugin/src/access/bounce.rs",
     "plugin/src/access/bytes.rs",
     "plugin/src/access/mixed.rs",
@@ -39,6 +40,7 @@ const ADAPTERS: [&str; 9] = [
     "plugin/src/access/slice.rs",
     "plugin/src/access/tracking.rs",
     "plugin/src/dma/vfio.rs",
+    "plugin/src/fault/kvm.rs",
     "plugin/src/slots/kvm.rs",
     "plugin/src/slots/kvm_prefault.rs",
 ];

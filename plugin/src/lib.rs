@@ -23,13 +23,14 @@
 //!    writes guest memory through a [`Pin`] only, which also keeps it mapped.
 //! 8. **No signal**: memory that has vanished under an access is an error.
 //!
-//! Features: `kvm` implements [`SlotProvider`] for `kvm_ioctls::VmFd`; `vfio` has a
-//! [`DmaListener`] for `vfio_ioctls::VfioContainer`; `vm-memory` makes a window a region of
-//! vm-memory's guest memory, so that devices find buffers inside it; `serde` makes
-//! [`LayoutRecord`] and others serialisable. The library logs through the `log` facade.
+//! Features: `kvm` implements [`SlotProvider`] for `kvm_ioctls::VmFd`; `fault` resolves what a guest
+//! touches where it should not; `vfio` has a [`DmaListener`] for `vfio_ioctls::VfioContainer`;
+//! `vm-memory` makes a window a region of vm-memory's guest memory, so that devices find buffers
+//! inside it; `serde` makes [`LayoutRecord`] and others serialisable. The library logs through the
+//! `log` facade.
 //!
 //! The files lie in floors, each importing only downward: `range`, `error`, `host` and `sync`;
-//! `source` and `layout`; `arena`, `slots` and `dma`; `backend`; `window`; `access`.
+//! `source` and `layout`; `arena`, `slots` and `dma`; `backend`; `window`; `access`; `fault`.
 
 #![cfg_attr(
     test,
@@ -48,6 +49,8 @@ mod arena;
 mod backend;
 mod dma;
 mod error;
+#[cfg(feature = "fault")]
+pub mod fault;
 pub mod host;
 mod layout;
 mod range;
@@ -82,7 +85,12 @@ pub use source::{Protection, Source};
 pub use window::batch::Batch;
 pub use window::counters::Counters;
 pub use window::dirty::SlotDirtyLog;
+pub use window::holes::HolePolicy;
+#[cfg(feature = "fault")]
+pub use window::holes::ReadOnlyWrites;
 pub use window::options::{WindowOptions, Zap};
 pub use window::pins::OnPinned;
 pub use window::prepared::PreparedBatch;
+#[cfg(feature = "fault")]
+pub use window::touch::{Lost, Obstacle};
 pub use window::{Found, OnWorkers, Window};

@@ -116,7 +116,8 @@ impl Pin<'_> {
 
     /// Writes `from` to `offset` and on, counted in bytes from the start of the pin.
     ///
-    /// The copy is a system call and not atomic, however few the bytes.
+    /// The copy is a system call and not atomic, however few the bytes. Its pages are marked in the
+    /// window's [dirty log](Window::start_dirty_log), where that is on.
     ///
     /// # Errors
     /// [`Error::OutsidePin`]; [`Error::ReadOnly`], before anything is written; [`Error::Access`]
@@ -132,10 +133,21 @@ impl Pin<'_> {
         for (part, distance, len) in self.parts(start, end) {
             let (now, later) = rest.split_at_checked(len).unwrap_or_default();
             rest = later;
-            copy::write_part(part, distance, now)
-                .map_err(|short| access("write", start, end, part, distance, short))?;
+            let written = copy::write_part(part, distance, now);
+            let to = part.range().start().saturating_add(distance);
+            self.hold.written(to, to.saturating_add(now.len() as u64));
+            written.map_err(|short| access("write", start, end, part, distance, short))?;
         }
         Ok(())
+    }
+
+    /// Says that `len` bytes from `offset` on were written, by other means than
+    /// [`write`](Self::write).
+    #[cfg(feature = "vm-memory")]
+    pub(super) fn written(&self, offset: u64, len: usize) {
+        if let Ok((start, end)) = self.bytes(offset, len) {
+            self.hold.written(start, end);
+        }
     }
 
     /// First and last byte of an access, in the window.

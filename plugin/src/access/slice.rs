@@ -24,7 +24,7 @@ impl Pin<'_> {
     /// The pinned memory for direct, volatile access; `None` unless all of it
     /// [is stable](Self::is_stable) and writable, since a slice can always be written.
     ///
-    /// Writes are not marked in any dirty bitmap.
+    /// Writes are not marked in any dirty bitmap: see [`Window::mark_dirty`](crate::Window::mark_dirty).
     #[must_use]
     pub fn slice(&self) -> Option<VolatileSlice<'_>> {
         let address = self.direct()?;
@@ -58,7 +58,7 @@ pub(super) fn pinned<'a, B: Bitmap>(
     if end > pin.range().len() {
         return None;
     }
-    let keeps_pin = tracking.keeping(at, Kept::Pinned(Rc::clone(pin)));
+    let keeps_pin = tracking.keeping(at, Kept::Pinned(Rc::clone(pin), offset));
     // SAFETY: the bytes lie in the pin, by the check above. The pin is kept by the slice's bitmap,
     // and by that of every slice made of it; while it lives nothing else is mapped there, and the
     // window lives too, since the pin borrows it. The memory is stable and writable, so no access

@@ -32,9 +32,8 @@ pub struct PinningSlice<'a, S> {
 pub(super) enum Kept<'a> {
     /// Memory that stays by itself.
     Nothing,
-    /// Pinned memory of a window.
-    #[expect(dead_code, reason = "it is there to be dropped")]
-    Pinned(Rc<Pin<'a>>),
+    /// Pinned memory of a window, from this byte of the pin on.
+    Pinned(Rc<Pin<'a>>, u64),
     /// A copy of it.
     Copied(Rc<Bounce<'a>>),
 }
@@ -88,10 +87,14 @@ impl<S: BitmapSlice> WithBitmapSlice<'_> for PinningSlice<'_, S> {
 impl<S: BitmapSlice> BitmapSlice for PinningSlice<'_, S> {}
 
 impl<S: BitmapSlice> Bitmap for PinningSlice<'_, S> {
-    /// What was written to a copy is written to the window now.
+    /// What was written to a copy is written to the window now, and what was written to the window
+    /// is told to its dirty log.
     fn mark_dirty(&self, offset: usize, len: usize) {
-        if let Kept::Copied(bounce) = &self.kept {
-            bounce.write_back(self.at.saturating_add(offset), len);
+        let at = self.at.saturating_add(offset);
+        match &self.kept {
+            Kept::Nothing => {}
+            Kept::Pinned(pin, from) => pin.written(from.saturating_add(at as u64), len),
+            Kept::Copied(bounce) => bounce.write_back(at, len),
         }
         self.inner.mark_dirty(offset, len);
     }

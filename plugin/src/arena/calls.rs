@@ -14,8 +14,10 @@ pub(super) enum Call {
     Duplicate,
     /// `mprotect`.
     Protect,
-    /// `madvise`.
+    /// `madvise` that fills page tables.
     Populate,
+    /// `madvise` that makes huge pages.
+    Collapse,
     /// `msync`, which looks for gaps.
     Look,
     /// `munmap`.

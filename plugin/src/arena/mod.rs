@@ -21,6 +21,7 @@ pub(crate) mod areas;
 mod calls;
 #[cfg(test)]
 pub(crate) mod faults;
+mod nudge;
 
 use std::ffi::c_void;
 use std::hash::{BuildHasher, RandomState};
@@ -54,6 +55,8 @@ pub(crate) struct Arena {
     base: usize,
     len: usize,
     leaked: bool,
+    /// What a hole allows: nothing, or reading zeroes.
+    hole: ProtFlags,
 }
 
 /// A mapping that was made outside any arena, to be moved into one. Unmapped when dropped.
@@ -114,6 +117,7 @@ impl Arena {
                         base: wanted,
                         len,
                         leaked: false,
+                        hole: ProtFlags::empty(),
                     });
                 }
                 // A kernel before 4.17 took the address for a hint.
@@ -148,7 +152,15 @@ impl Arena {
             base,
             len,
             leaked: false,
+            hole: ProtFlags::empty(),
         })
+    }
+
+    /// Makes all holes, those there are and those to come, readable zeroes. Reading them makes the
+    /// kernel enter its shared zero page, and allocates none.
+    pub(crate) fn open_holes(&mut self) -> rustix::io::Result<()> {
+        self.hole = ProtFlags::READ;
+        map_hole_with(self.base, self.len, MapFlags::FIXED, self.hole).map(drop)
     }
 
     /// The host address of the window's byte `offset`.
@@ -169,7 +181,13 @@ impl Arena {
     }
 
     /// Moves `staged` to `range` in one step: whoever looks sees what was there or what comes.
-    pub(crate) fn place(&self, range: PageRange, staged: Staged) -> Result<(), Refused> {
+    pub(crate) fn place(&self, range: PageRange, mut staged: Staged) -> Result<(), Refused> {
+        self.put_back(range, &mut staged)
+    }
+
+    /// As [`place`](Self::place), for something that must not be lost: where the kernel refuses, it
+    /// stays with the caller.
+    pub(crate) fn put_back(&self, range: PageRange, staged: &mut Staged) -> Result<(), Refused> {
         let (address, len) = self.span(range);
         assert_eq!(
             staged.len, len,
@@ -188,6 +206,14 @@ impl Arena {
             }
             Err(errno) => Err(self.after(range, errno)),
         }
+    }
+
+    /// Makes the pages of `range` present, in the host's page tables, for the access that `how`
+    /// stands for. Other threads may change the range meanwhile.
+    #[cfg(feature = "fault")]
+    pub(crate) fn make_present(&self, range: PageRange, how: Populate) -> rustix::io::Result<()> {
+        let (address, len) = self.span(range);
+        make_present(address, len, how)
     }
 
     /// Maps `fd` over `range` in one step. Only for descriptors with which the kernel cannot fail
@@ -215,7 +241,7 @@ impl Arena {
     /// after the old mapping is gone; what the kernel refuses, it refuses before.
     pub(crate) fn punch(&self, range: PageRange) -> Result<(), Refused> {
         let (address, len) = self.span(range);
-        map_hole(address, len, MapFlags::FIXED)
+        map_hole_with(address, len, MapFlags::FIXED, self.hole)
             .map(drop)
             .map_err(|errno| self.after(range, errno))
     }
@@ -234,7 +260,7 @@ impl Arena {
             };
         }
         let (address, len) = self.span(range);
-        let filled = map_hole(address, len, MapFlags::FIXED_NOREPLACE);
+        let filled = map_hole_with(address, len, MapFlags::FIXED_NOREPLACE, self.hole);
         let state = if filled == Ok(address) {
             StateAfter::Hole
         } else {
@@ -351,16 +377,26 @@ impl Staged {
 
     /// Brings in all pages, without a signal should the file have lost some.
     pub(crate) fn populate(&self, how: Populate) -> rustix::io::Result<()> {
-        let advice = match how {
-            Populate::Read => Advice::LinuxPopulateRead,
-            Populate::Write => Advice::LinuxPopulateWrite,
-        };
-        rustix::io::retry_on_intr(|| {
-            through(Call::Populate, None, || {
-                // SAFETY: the range is this value's own, by rule 1. The kernel fills page tables
-                // and changes no byte of the memory (man page madvise(2), MADV_POPULATE_WRITE).
-                unsafe { madvise(self.address as *mut c_void, self.len, advice) }
-            })
+        make_present(self.address, self.len, how)
+    }
+
+    /// Maps `len` bytes of `fd` outside any arena, so that writes to them stay in this mapping.
+    #[cfg(feature = "fault")]
+    pub(crate) fn private(
+        len: u64,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        protection: Protection,
+    ) -> rustix::io::Result<Self> {
+        let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
+        let (anywhere, access) = (std::ptr::null_mut(), access(protection));
+        let mapped = through(Call::Map, None, || {
+            // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
+            unsafe { mmap(anywhere, len, access, MapFlags::PRIVATE, fd, offset) }
+        })?;
+        Ok(Self {
+            address: mapped.addr(),
+            len,
         })
     }
 
@@ -374,16 +410,20 @@ impl Staged {
             return Err(Errno::INVAL);
         }
         let address = self.address as *mut c_void;
-        // SAFETY: the range is this value's own, by rule 1. The kernel changes how its pages lie, and
-        // no byte of them (man page madvise(2), MADV_COLLAPSE).
-        match unsafe { libc::madvise(address, self.len, libc::MADV_COLLAPSE) } {
-            0 => Ok(()),
-            _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
-        }
+        through(Call::Collapse, None, || {
+            // SAFETY: the range is this value's own, by rule 1. The kernel changes how its pages
+            // lie, and no byte of them (man page madvise(2), MADV_COLLAPSE).
+            match unsafe { libc::madvise(address, self.len, libc::MADV_COLLAPSE) } {
+                0 => Ok(()),
+                _ => {
+                    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+                }
+            }
+        })
     }
 
     /// Gives up the claim on the range, which the kernel has moved.
-    fn moved_away(mut self) {
+    fn moved_away(&mut self) {
         self.len = 0;
     }
 }
@@ -414,15 +454,44 @@ fn hint(len: usize, site: Site) -> rustix::io::Result<usize> {
 
 /// Maps memory without access at `address`, which is ours where `placement` is `FIXED`.
 fn map_hole(address: usize, len: usize, placement: MapFlags) -> rustix::io::Result<usize> {
+    map_hole_with(address, len, placement, ProtFlags::empty())
+}
+
+/// As [`map_hole`], with the access that the holes of an arena have.
+fn map_hole_with(
+    address: usize,
+    len: usize,
+    placement: MapFlags,
+    access: ProtFlags,
+) -> rustix::io::Result<usize> {
     // FIXED_NOREPLACE is a bit of its own, and covers nothing.
     let covered = (placement == MapFlags::FIXED).then_some((address, len));
     let at = address as *mut c_void;
     let mapped = through(Call::MapHole, covered, || {
         // SAFETY: with FIXED the callers, all in this file, pass ranges of their own arena (rules
         // 1 to 3); without it the kernel replaces nothing.
-        unsafe { mmap_anonymous(at, len, ProtFlags::empty(), HOLE | placement) }
+        unsafe { mmap_anonymous(at, len, access, HOLE | placement) }
     })?;
     Ok(mapped.addr())
+}
+
+/// Fills page tables; what `madvise` does not do, a dma-buf for instance, is touched page by page.
+fn make_present(address: usize, len: usize, how: Populate) -> rustix::io::Result<()> {
+    let advice = match how {
+        Populate::Read => Advice::LinuxPopulateRead,
+        Populate::Write => Advice::LinuxPopulateWrite,
+    };
+    let populated = rustix::io::retry_on_intr(|| {
+        through(Call::Populate, None, || {
+            // SAFETY: the callers pass a range of their own, by rule 1. The kernel fills page
+            // tables and changes no byte of the memory (man page madvise(2), MADV_POPULATE_WRITE).
+            unsafe { madvise(address as *mut c_void, len, advice) }
+        })
+    });
+    match populated {
+        Err(Errno::INVAL) => nudge::touch(address, len, how),
+        populated => populated,
+    }
 }
 
 /// Gives a range back that an `Arena` or a `Staged` owned until now.

@@ -23,8 +23,8 @@ pub enum Prefault {
     /// It happens elsewhere, before the mapping is moved into place and outside the window's lock:
     /// where it fails, nothing has changed, and the call returns
     /// [`Error::Prefault`](crate::Error::Prefault). For that, a sealed memfd gives up its one-call
-    /// path. Memory that the kernel cannot fill this way (a dma-buf; a memslot that lies directly
-    /// over host memory; any, before Linux 5.14) is mapped without.
+    /// path. Where the kernel has no call for it (a dma-buf; any memory, before Linux 5.14), each page
+    /// is touched instead. A memslot that lies directly over host memory is mapped without.
     HostRead,
     /// As [`HostRead`](Self::HostRead), as if each page had been written (`MADV_POPULATE_WRITE`),
     /// and nothing is written: a file system that allocates on the first write has done so. A

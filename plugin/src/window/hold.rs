@@ -3,7 +3,7 @@
 
 use super::Window;
 use crate::error::Error;
-use crate::range::PageRange;
+use crate::range::{PAGE_SIZE, PageRange};
 
 /// A part of a window that stays as it is.
 #[derive(Debug)]
@@ -59,6 +59,16 @@ impl Hold<'_> {
     /// What is mapped in the range, in order and without a gap.
     pub(crate) fn parts(&self) -> &[Part] {
         &self.parts
+    }
+
+    /// Says that the VMM has written to the window's bytes from `start` up to `end`.
+    pub(crate) fn written(&self, start: u64, end: u64) {
+        let first = start.saturating_sub(start % PAGE_SIZE);
+        let last = end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end);
+        let pages = PageRange::between(first, last).and_then(|all| all.intersection(self.range));
+        if let Some(pages) = pages {
+            self.window.mark_dirty(pages);
+        }
     }
 }
 

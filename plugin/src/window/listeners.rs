@@ -32,6 +32,9 @@ impl State {
         if self.dma.is_empty() {
             return Ok(());
         }
+        // A device must never get a page that stands in for one while a guest instruction runs.
+        #[cfg(feature = "fault")]
+        self.make_way(shared, spans)?;
         let base = self.slots.base();
         let mappings = spans.iter().flat_map(|span| self.layout.overlapping(*span));
         let wanted: Parts = mappings

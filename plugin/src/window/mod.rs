@@ -8,6 +8,7 @@ mod call_faults;
 pub(crate) mod counters;
 pub(crate) mod dirty;
 pub(crate) mod hold;
+pub(crate) mod holes;
 mod huge;
 mod listeners;
 mod merge;
@@ -19,6 +20,10 @@ pub(crate) mod prepared;
 mod replay;
 mod saved;
 mod shared;
+#[cfg(feature = "fault")]
+pub(crate) mod substitute;
+#[cfg(feature = "fault")]
+pub(crate) mod touch;
 mod transaction;
 
 use std::sync::{Arc, PoisonError};
@@ -26,6 +31,7 @@ use std::time::Duration;
 
 use batch::{Batch, Change};
 use counters::{Counters, Tally, add, count};
+use holes::HolePolicy;
 use options::{WindowOptions, Zap, check_base};
 use pins::{OnPinned, Pins, Turnstile};
 use prefault::Filled;
@@ -135,10 +141,14 @@ impl WindowOptions {
     ) -> Result<Window, Error> {
         let range = self.check()?;
         let (base, len) = (self.base, self.len);
-        let arena = Arena::reserve(len, base).map_err(|errno| Error::Reserve {
+        let reserve = |errno: rustix::io::Errno| Error::Reserve {
             len,
             source: errno.into(),
-        })?;
+        };
+        let mut arena = Arena::reserve(len, base).map_err(reserve)?;
+        if self.holes == HolePolicy::Zero {
+            arena.open_holes().map_err(reserve)?;
+        }
         let zap = match self.zap {
             Zap::All => Zap::All,
             Zap::Precise => {
@@ -159,6 +169,10 @@ impl WindowOptions {
             areas: Arc::new(Areas::new()),
             tally: Tally::default(),
             fallback: self.fallback,
+            #[cfg(feature = "fault")]
+            holes: self.holes,
+            #[cfg(feature = "fault")]
+            read_only_writes: self.read_only_writes,
             guest_prefault: provider.can_prefault(),
             provider,
             on_pinned: self.on_pinned,
@@ -168,6 +182,10 @@ impl WindowOptions {
             layout: Layout::default(),
             slots,
             dma: DmaTable::default(),
+            #[cfg(feature = "fault")]
+            substitutes: substitute::Substitutes::default(),
+            #[cfg(feature = "fault")]
+            changes: 0,
             poisoned: false,
             pins: Pins::default(),
         };

@@ -1,5 +1,8 @@
 //! Owns what a window can be opened with, and the checks of it. Never opens anything itself.
 
+use super::holes::HolePolicy;
+#[cfg(feature = "fault")]
+use super::holes::ReadOnlyWrites;
 use super::pins::OnPinned;
 use crate::backend::{BackendKind, Geometry};
 use crate::error::{Error, MAX_SEGMENTS};
@@ -38,6 +41,9 @@ pub struct WindowOptions {
     pub(super) zap: Zap,
     pub(super) scratch: Option<GuestAddress>,
     pub(super) on_pinned: OnPinned,
+    pub(super) holes: HolePolicy,
+    #[cfg(feature = "fault")]
+    pub(super) read_only_writes: ReadOnlyWrites,
 }
 
 impl WindowOptions {
@@ -61,6 +67,9 @@ impl WindowOptions {
             zap: Zap::default(),
             scratch: None,
             on_pinned: OnPinned::default(),
+            holes: HolePolicy::default(),
+            #[cfg(feature = "fault")]
+            read_only_writes: ReadOnlyWrites::default(),
         }
     }
 
@@ -112,6 +121,23 @@ impl WindowOptions {
     #[must_use]
     pub fn on_pinned(mut self, on_pinned: OnPinned) -> Self {
         self.on_pinned = on_pinned;
+        self
+    }
+
+    /// What the guest finds where nothing is mapped; [`HolePolicy::Trap`] if not set. The backend
+    /// `memslot` has no memory in a hole, and the hypervisor leaves each touch of one to the VMM.
+    #[must_use]
+    pub fn holes(mut self, policy: HolePolicy) -> Self {
+        self.holes = policy;
+        self
+    }
+
+    /// What a fault resolver does about a guest's write to a read-only mapping;
+    /// [`ReadOnlyWrites::Drop`] if not set.
+    #[cfg(feature = "fault")]
+    #[must_use]
+    pub fn read_only_writes(mut self, policy: ReadOnlyWrites) -> Self {
+        self.read_only_writes = policy;
         self
     }
 

@@ -69,9 +69,8 @@ impl Shared {
         };
         match staged.populate(how) {
             Ok(()) => Ok(enough),
-            // The kernel does not do it for this memory (man page madvise(2), EINVAL): a dma-buf
-            // for instance. The guest's faults still can.
-            Err(Errno::INVAL) => Ok(Filled::Partly),
+            // The kernel does not do it for this memory. The guest's faults still can.
+            Err(Errno::INVAL | Errno::NOSYS) => Ok(Filled::Partly),
             Err(errno) => Err(Error::Prefault {
                 range,
                 source: errno.into(),

@@ -98,7 +98,12 @@ fn joined<'a>(mappings: impl Iterator<Item = &'a Mapping>) -> Vec<(PageRange, &'
     joined
 }
 
-fn save_one(shared: &Shared, range: PageRange, first: &Mapping) -> rustix::io::Result<Staged> {
+/// A second mapping of `range`, which goes on in `first`.
+pub(super) fn save_one(
+    shared: &Shared,
+    range: PageRange,
+    first: &Mapping,
+) -> rustix::io::Result<Staged> {
     match (shared.arena.duplicate(range), first.origin, &first.keep) {
         (Err(_), Origin::Descriptor { offset, .. }, Some(fd)) => {
             let (len, protection) = (range.len(), first.protection);

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 
 use super::counters::Tally;
+#[cfg(feature = "fault")]
+use super::holes::{HolePolicy, ReadOnlyWrites};
 use super::pins::{OnPinned, Turnstile};
 use crate::arena::Arena;
 use crate::arena::areas::Areas;
@@ -18,6 +20,10 @@ pub(super) struct Shared {
     pub(super) areas: Arc<Areas>,
     pub(super) tally: Tally,
     pub(super) fallback: bool,
+    #[cfg(feature = "fault")]
+    pub(super) holes: HolePolicy,
+    #[cfg(feature = "fault")]
+    pub(super) read_only_writes: ReadOnlyWrites,
     pub(super) provider: Arc<dyn SlotProvider>,
     /// Whether it said that it can fill the guest's translations.
     pub(super) guest_prefault: bool,

@@ -20,6 +20,8 @@ use super::pins::{Pinned, Pins};
 use super::prepare::{Placement, Prepared, Ready, Run};
 use super::saved::Saved;
 use super::shared::Shared;
+#[cfg(feature = "fault")]
+use super::substitute::Substitutes;
 use crate::arena::Refused;
 use crate::arena::areas::Need;
 use crate::dma::table::DmaTable;
@@ -35,6 +37,11 @@ pub(super) struct State {
     pub(super) layout: Layout,
     pub(super) slots: SlotTable,
     pub(super) dma: DmaTable,
+    #[cfg(feature = "fault")]
+    pub(super) substitutes: Substitutes,
+    /// How many changes were made or tried.
+    #[cfg(feature = "fault")]
+    pub(super) changes: u64,
     pub(super) poisoned: bool,
     pub(super) pins: Pins,
 }
@@ -73,6 +80,11 @@ impl State {
     ) -> Result<(), Error> {
         if self.poisoned {
             return Err(Error::Poisoned);
+        }
+        #[cfg(feature = "fault")]
+        {
+            let ranges: Vec<PageRange> = ready.changes.iter().map(|change| change.range).collect();
+            self.make_way(shared, &ranges)?;
         }
         let Ready {
             changes, mut runs, ..
@@ -150,6 +162,17 @@ impl State {
                 .and_then(|()| self.map_dma(shared, &spans)),
         };
         self.judge(error, settled)
+    }
+
+    /// Ends the substitutes that are in the way of changes of `ranges`.
+    #[cfg(feature = "fault")]
+    pub(super) fn make_way(&mut self, shared: &Shared, ranges: &[PageRange]) -> Result<(), Error> {
+        self.changes = self.changes.wrapping_add(1);
+        let Some(first) = ranges.first() else {
+            return Ok(());
+        };
+        let ended = self.end_in_the_way(shared, ranges.iter().copied());
+        ended.map_err(|refused| refusal(*first, &refused))
     }
 
     /// How many mappings there are more than `before`.

@@ -133,7 +133,7 @@ impl Memories {
             label: memory as u64,
         };
         let record = LayoutRecord {
-            version: 1,
+            version: 2,
             base: 0,
             window: LEN,
             mappings: maps.iter().map(entry).collect(),

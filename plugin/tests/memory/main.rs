@@ -18,6 +18,8 @@ mod support;
 mod batch;
 mod dirty;
 mod errors;
+#[cfg(feature = "fault")]
+mod fault;
 mod gap;
 mod host_memory;
 mod huge;

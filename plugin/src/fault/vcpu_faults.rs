@@ -1,0 +1,377 @@
+//! Owns the state of one vCPU between a fault and the end of its single step, and what is answered
+//! to the VMM. Never runs the vCPU.
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use super::exit::{After, Exit};
+use super::find::{Found, Search};
+use super::rate::Pace;
+use super::report::{Event, Report};
+use super::tally::count;
+use super::vcpu::{FaultedVcpu, Registers, StepEnd};
+use super::{FaultResolver, Place};
+use crate::access::copy;
+use crate::range::PAGE_SIZE;
+use crate::window::Window;
+use crate::window::substitute::Ticket;
+use crate::window::touch::{Obstacle, Touch, Touched};
+
+/// How often one instruction can fault anew before it is given up: it touches at most a few pages,
+/// and each fault deals with all that are known.
+const ROUNDS: u32 = 16;
+/// How often nothing can be in the way of the same instruction, with the same registers and
+/// unchanged windows, before it is given up.
+const FRUITLESS: u32 = 64;
+
+/// One vCPU's part of a [`FaultResolver`], used by its thread.
+///
+/// Dropped, or given up half-way, it leaves no substitute behind; what it asked of the vCPU stays,
+/// so a vCPU should not be used without it after an [`After::RunAgain`].
+pub struct VcpuFaults<V: FaultedVcpu> {
+    pub(super) resolver: Arc<FaultResolver>,
+    step: Option<Step<V>>,
+    held: Vec<(Arc<Window>, Ticket)>,
+    pace: Pace,
+    slowed_told: bool,
+    fruitless: (Registers, u64, u32),
+}
+
+/// A step that has begun.
+struct Step<V: FaultedVcpu> {
+    stepping: V::Stepping,
+    end: StepEnd,
+    from: Registers,
+    repeats: bool,
+    /// Whether a repeating instruction has done a piece since its last fault.
+    moved_on: bool,
+    rounds: u32,
+}
+
+impl<V: FaultedVcpu> fmt::Debug for VcpuFaults<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VcpuFaults")
+            .field("steps", &self.step.is_some())
+            .field("held", &self.held.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<V: FaultedVcpu> VcpuFaults<V> {
+    pub(super) fn new(resolver: Arc<FaultResolver>) -> Self {
+        Self {
+            resolver,
+            step: None,
+            held: Vec::new(),
+            pace: Pace::new(),
+            slowed_told: false,
+            fruitless: (Registers::default(), 0, 0),
+        }
+    }
+
+    /// Deals with the end of a run. Call it once after each run of `vcpu`, before anything else is
+    /// done about the exit, and with the same vCPU always.
+    ///
+    /// It sleeps where the vCPU faults without end: from the 2001st fault in a second on, 1 ms for
+    /// each.
+    pub fn after_run(&mut self, vcpu: &mut V, exit: Exit<'_>) -> After {
+        match exit {
+            Exit::Fault(address) => {
+                let place = address.and_then(|address| self.resolver.place_at(address));
+                self.fault(vcpu, place)
+            }
+            Exit::HostFault(address) => match self.resolver.place_of_host(address) {
+                Some(place) => self.fault(vcpu, Some(place)),
+                None => self.not_ours(vcpu),
+            },
+            Exit::MmioRead(address, into) => match self.mmio_read(address, into) {
+                After::Yours => self.not_ours(vcpu),
+                after => after,
+            },
+            Exit::MmioWrite(address, from) => match self.mmio_write(address, from) {
+                After::Yours => self.not_ours(vcpu),
+                after => after,
+            },
+            Exit::Debug => self.stepped(vcpu, StepEnd::Debug),
+            Exit::Shutdown => self.stepped(vcpu, StepEnd::Shutdown),
+            Exit::Other => self.not_ours(vcpu),
+        }
+    }
+
+    /// The VMM deals with the exit: no step waits for it, no page stands in.
+    pub(super) fn not_ours(&mut self, vcpu: &mut V) -> After {
+        self.fruitless.2 = 0;
+        match self.finish(vcpu) {
+            Ok(()) => After::Yours,
+            Err(report) => After::Stop(report),
+        }
+    }
+
+    /// Whether a run that ended like this was a step.
+    pub(super) fn is_step_end(&self, how: StepEnd) -> bool {
+        self.step.as_ref().is_some_and(|step| step.end == how)
+    }
+
+    fn fault(&mut self, vcpu: &mut V, told: Option<Place>) -> After {
+        count(&self.resolver.tally.faults);
+        self.keep_pace();
+        let Ok(registers) = vcpu.registers() else {
+            return self.stop(vcpu, None, None, Obstacle::Unknown);
+        };
+        let goes_on = |step: &mut Step<V>| !std::mem::take(&mut step.moved_on);
+        if !self.step.as_mut().is_some_and(goes_on) {
+            // Pages of an access before, or of a piece before: what is still needed comes again.
+            self.give_up_pages();
+        }
+        let Search {
+            mut found,
+            repeats,
+            guest_faults,
+        } = self.resolver.search(vcpu, &registers);
+        if let Some(place) = told
+            && !found.iter().any(|found| same_page(&found.place, &place))
+        {
+            // A write, for all that is known.
+            found.push(Found { place, write: true });
+        }
+        let mut present = None;
+        let (mut stands, mut written) = (false, false);
+        for found in &found {
+            match self.touch(found) {
+                Touched::Present(changes) => present = Some(present.unwrap_or(0).max(changes)),
+                Touched::Substituted(ticket, changes) => {
+                    present = Some(present.unwrap_or(0).max(changes));
+                    self.held.push((Arc::clone(&found.place.window), ticket));
+                    stands = true;
+                    written |= found.write;
+                }
+                Touched::Standing => {
+                    stands = true;
+                    written |= found.write;
+                }
+                Touched::Refused(obstacle) => {
+                    return self.stop(vcpu, Some(&registers), Some(found), obstacle);
+                }
+            }
+        }
+        // A page that is only read can stay until the next exit. So must all, where the guest will
+        // take a page fault of its own first: that does not go with a step.
+        let stays = self.step.is_none() && (guest_faults || !written);
+        if stands && !stays {
+            return self.step(vcpu, registers, repeats);
+        }
+        if self.is_fruitless(registers, present) {
+            let first = found.first();
+            let obstacle =
+                match first.and_then(|first| first.place.window.lookup(first.place.address())) {
+                    Some(there) => Obstacle::Mapping {
+                        label: there.mapping.label(),
+                        errno: rustix::io::Errno::FAULT.raw_os_error(),
+                    },
+                    None => Obstacle::Unknown,
+                };
+            return self.stop(vcpu, Some(&registers), first, obstacle);
+        }
+        if !stands {
+            count(&self.resolver.tally.present);
+        }
+        After::RunAgain
+    }
+
+    fn touch(&self, found: &Found) -> Touched {
+        let place = &found.place;
+        let own: Vec<Ticket> = self
+            .held
+            .iter()
+            .filter(|(window, _)| Arc::ptr_eq(window, &place.window))
+            .map(|(_, ticket)| *ticket)
+            .collect();
+        let touch = Touch {
+            offset: place.offset,
+            write: found.write,
+            own: &own,
+            copy: &|host, into| copy::read(host, into).map_err(Into::into),
+        };
+        let touched = self.touch_with(found, touch);
+        if matches!(touched, Touched::Substituted(..)) {
+            let read_only = place.window.lookup(place.address()).is_some();
+            self.answered(place, read_only);
+        }
+        touched
+    }
+
+    pub(super) fn touch_with(&self, found: &Found, touch: Touch<'_>) -> Touched {
+        let mut lost = None;
+        let touched = found.place.window.touch(touch, &mut lost);
+        if let Some(lost) = lost {
+            count(&self.resolver.tally.lost);
+            self.resolver.tell(Event::Lost(lost));
+        }
+        touched
+    }
+
+    /// Counts an access that was answered in place of memory.
+    pub(super) fn answered(&self, place: &Place, read_only: bool) {
+        let tally = &self.resolver.tally;
+        count(if read_only {
+            &tally.dropped_writes
+        } else {
+            &tally.holes
+        });
+        self.resolver.tell_once(place, read_only);
+    }
+
+    /// Makes the next run a single step.
+    fn step(&mut self, vcpu: &mut V, from: Registers, repeats: bool) -> After {
+        if let Some(step) = &mut self.step {
+            step.rounds = step.rounds.saturating_add(1);
+            if step.rounds > ROUNDS {
+                return self.stop(vcpu, Some(&from), None, Obstacle::Unknown);
+            }
+            return After::RunAgain;
+        }
+        match vcpu.begin_step() {
+            Ok((stepping, end)) => {
+                count(&self.resolver.tally.steps);
+                self.step = Some(Step {
+                    stepping,
+                    end,
+                    from,
+                    repeats,
+                    moved_on: false,
+                    rounds: 0,
+                });
+                After::RunAgain
+            }
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                self.stop(vcpu, Some(&from), None, Obstacle::Substitute { errno })
+            }
+        }
+    }
+
+    /// A run ended as steps end.
+    fn stepped(&mut self, vcpu: &mut V, how: StepEnd) -> After {
+        if !self.is_step_end(how) {
+            return self.not_ours(vcpu);
+        }
+        let Some(step) = &mut self.step else {
+            return self.not_ours(vcpu);
+        };
+        if !step.repeats && how == StepEnd::Debug {
+            return match self.finish(vcpu) {
+                Ok(()) => After::RunAgain,
+                Err(report) => After::Stop(report),
+            };
+        }
+        let moved = vcpu.registers().ok().filter(|now| *now != step.from);
+        match moved {
+            // A repeating instruction is not over: its next piece most likely lies beside this one.
+            Some(now) if step.repeats && now.rip == step.from.rip => {
+                step.from = now;
+                step.moved_on = true;
+                step.rounds = 0;
+                count(&self.resolver.tally.steps);
+                return After::RunAgain;
+            }
+            // Instead of a step, the guest's own handler is wanted: it runs without, and the pages
+            // stay until the next exit, since the instruction needs them first of all.
+            None if how == StepEnd::Shutdown => return self.end_step(vcpu),
+            _ => {}
+        }
+        match self.finish(vcpu) {
+            Ok(()) => After::RunAgain,
+            Err(report) => After::Stop(report),
+        }
+    }
+
+    fn end_step(&mut self, vcpu: &mut V) -> After {
+        let ended = self.step.take().map(|step| vcpu.end_step(step.stepping));
+        match ended {
+            None | Some(Ok(())) => After::RunAgain,
+            Some(Err(error)) => {
+                self.give_up_pages();
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                After::Stop(self.report(None, None, Obstacle::Substitute { errno }))
+            }
+        }
+    }
+
+    fn finish(&mut self, vcpu: &mut V) -> Result<(), Report> {
+        if !self.held.is_empty() {
+            self.give_up_pages();
+        }
+        match self.end_step(vcpu) {
+            After::Stop(report) => Err(report),
+            After::RunAgain | After::Yours => Ok(()),
+        }
+    }
+
+    fn give_up_pages(&mut self) {
+        for (window, ticket) in self.held.drain(..) {
+            window.end_substitutes(&[ticket]);
+        }
+    }
+
+    fn stop(
+        &mut self,
+        vcpu: &mut V,
+        registers: Option<&Registers>,
+        found: Option<&Found>,
+        obstacle: Obstacle,
+    ) -> After {
+        let report = self.report(registers, found, obstacle);
+        self.fruitless.2 = 0;
+        After::Stop(self.finish(vcpu).err().unwrap_or(report))
+    }
+
+    pub(super) fn report(
+        &self,
+        registers: Option<&Registers>,
+        found: Option<&Found>,
+        obstacle: Obstacle,
+    ) -> Report {
+        count(&self.resolver.tally.stops);
+        Report {
+            address: found.map(|found| found.place.address()),
+            window: found.map(|found| found.place.base()),
+            obstacle,
+            write: found.is_some_and(|found| found.write),
+            rip: registers.map(|registers| registers.rip),
+        }
+    }
+
+    /// Whether the same instruction has come here too often with nothing in its way.
+    fn is_fruitless(&mut self, registers: Registers, changes: Option<u64>) -> bool {
+        let changes = changes.unwrap_or(u64::MAX);
+        let (before, then, times) = &mut self.fruitless;
+        if (*before, *then) == (registers, changes) {
+            *times = times.saturating_add(1);
+        } else {
+            self.fruitless = (registers, changes, 0);
+        }
+        self.fruitless.2 > FRUITLESS
+    }
+
+    pub(super) fn keep_pace(&mut self) {
+        if let Some(pause) = self.pace.fault(Instant::now()) {
+            count(&self.resolver.tally.slowed);
+            if !std::mem::replace(&mut self.slowed_told, true) {
+                self.resolver.tell(Event::Slowed);
+            }
+            thread::sleep(pause);
+        }
+    }
+}
+
+impl<V: FaultedVcpu> Drop for VcpuFaults<V> {
+    fn drop(&mut self) {
+        self.give_up_pages();
+    }
+}
+
+fn same_page(a: &Place, b: &Place) -> bool {
+    Arc::ptr_eq(&a.window, &b.window) && a.offset / PAGE_SIZE == b.offset / PAGE_SIZE
+}
