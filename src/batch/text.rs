@@ -37,8 +37,7 @@ impl Report {
         let each = units::bytes(self.settings.change_bytes);
         let mut text = lines::host(&self.host);
         text.push_str(&format!(
-            "\nchanges of {each} side by side, one call each or one batch: µs of the calling thread's CPU \
-             time for all\n"
+            "\nchanges of {each} side by side, one call each or one batch: µs of CPU time for all\n"
         ));
         text.push_str(&self.table());
         text.push('\n');

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 0x0000_1000  GDT                0x0000_2000  TSS (all zero)
-//! 0x0000_3000  code, all programs 0x0001_0000  counters, one page per vCPU
+//! 0x0000_3000  code, all programs 0x0000_4000  code of the caller's
+//! 0x0001_0000  counters, one page per vCPU
 //! 0x0005_0000  page tables, then, from the next 2 MiB on, the working set
 //! end of RAM   ... the window, and the doorbell beside it: no slot made here
 //! ```
@@ -23,6 +24,9 @@ pub const MAX_VCPUS: usize = 64;
 pub(super) const GDT: u64 = 0x1000;
 pub(super) const TSS: u64 = 0x2000;
 pub(super) const CODE: u64 = 0x3000;
+/// Code of the caller's, a page for each of the first vCPUs.
+pub(super) const OWN_CODE: u64 = 0x4000;
+pub(super) const OWN_CODE_END: u64 = COUNTERS;
 const COUNTERS: u64 = 0x1_0000;
 pub(super) const TABLES: u64 = 0x5_0000;
 const GIB: u64 = 1 << 30;

@@ -26,14 +26,17 @@ mod stats_fd;
 mod thread;
 mod vcpu;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use iced_x86::IcedError;
+use iced_x86::code_asm::CodeAssembler;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vm_remap::fault::FaultResolver;
 
 pub use self::error::GuestError;
 pub use self::memory::{BLOCK, GpaRange, Layout, MAX_VCPUS, PAGE, TOP};
-use self::memory::{CODE, EXPECTED, PASSES, STALE};
+use self::memory::{CODE, EXPECTED, OWN_CODE, OWN_CODE_END, PASSES, STALE};
 use self::program::Routine;
 pub use self::program::{Program, Touch};
 use self::ram::Ram;
@@ -75,6 +78,7 @@ pub struct Guest {
     // Dropped in this order: threads, then what they use.
     vcpus: Vec<Vcpu>,
     vm_stats: Option<Stats>,
+    resolver: Arc<OnceLock<Arc<FaultResolver>>>,
     ram: Arc<Ram>,
     layout: Layout,
     vm: Arc<VmFd>,
@@ -114,12 +118,14 @@ impl Guest {
         }
         ram.write(CODE, &program::code_page()?)?;
         let cpuid = supported_cpuid(&kvm)?;
+        let resolver = Arc::new(OnceLock::new());
         let vcpus = (0..config.vcpus)
-            .map(|index| Vcpu::new(index, &vm, &cpuid, &ram, layout.doorbell()))
+            .map(|index| Vcpu::new(index, &vm, &cpuid, &ram, layout.doorbell(), &resolver))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             vcpus,
             vm_stats: open_stats(&*vm),
+            resolver,
             ram,
             layout,
             vm,
@@ -137,6 +143,18 @@ impl Guest {
     #[must_use]
     pub const fn vm(&self) -> &Arc<VmFd> {
         &self.vm
+    }
+
+    /// The resolver of the guest's faults; there is one from the first call on, and no fault in its
+    /// windows ends a program any more. Windows are the caller's to add.
+    #[must_use]
+    pub fn resolver(&self) -> &Arc<FaultResolver> {
+        self.resolver.get_or_init(|| {
+            let ram = Arc::clone(&self.ram);
+            FaultResolver::new(Arc::new(
+                move |at: vm_remap::GuestAddress, into: &mut [u8]| ram.read(at.0, into).is_ok(),
+            ))
+        })
     }
 
     /// A vCPU that no thread runs, with the CPUID of the others, to fill their translations with.
@@ -241,6 +259,7 @@ impl Guest {
             Access::Done(_) => Access::Done(()),
             Access::Fault => Access::Fault,
             Access::Mmio { gpa, write } => Access::Mmio { gpa, write },
+            Access::Stopped(report) => Access::Stopped(report),
         })
     }
 
@@ -262,6 +281,36 @@ impl Guest {
             Touch::Write => Routine::TouchWrite,
         };
         self.once(vcpu, routine, (base, len), PAGE, 0)
+    }
+
+    /// Lets the guest run `body` once, with the ends of a range in rsi and rdi and `value` in rax;
+    /// rdx is taken, and `Done` carries rax as the body left it.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), and [`GuestError::Assemble`].
+    pub fn execute(
+        &self,
+        vcpu: usize,
+        range: GpaRange,
+        value: u64,
+        body: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+    ) -> Result<Access<u64>, GuestError> {
+        let range = (range.base, range.len);
+        self.layout.check(range.0, range.1, 1)?;
+        let entry = OWN_CODE.wrapping_add((vcpu as u64).wrapping_mul(PAGE));
+        let code = program::own(body, entry)?;
+        if entry >= OWN_CODE_END {
+            let count = self.vcpus.len();
+            return Err(GuestError::NoVcpu { vcpu, count });
+        }
+        let doorbell = self.layout.doorbell();
+        let regs = kvm_regs {
+            rip: entry,
+            ..program::registers(Routine::Read, vcpu, range, value, doorbell)
+        };
+        self.vcpu(vcpu)?
+            .thread
+            .once_after(regs, || self.ram.write(entry, &code))
     }
 
     fn once(
@@ -304,13 +353,14 @@ impl Vcpu {
         cpuid: &CpuId,
         ram: &Arc<Ram>,
         doorbell: u64,
+        resolver: &Arc<OnceLock<Arc<FaultResolver>>>,
     ) -> Result<Self, GuestError> {
         let fd = vm
             .create_vcpu(index as u64)
             .map_err(GuestError::kvm("create a vCPU"))?;
         enter(&fd, cpuid)?;
         let stats = open_stats(&fd);
-        let thread = VcpuThread::spawn(index, fd, Arc::clone(ram), doorbell)?;
+        let thread = VcpuThread::spawn(index, fd, Arc::clone(ram), doorbell, resolver)?;
         Ok(Self { thread, stats })
     }
 }

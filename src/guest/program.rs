@@ -184,6 +184,21 @@ fn ring(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jmp(again)
 }
 
+/// Code of the caller's, and the doorbell after it.
+pub(super) fn own(
+    body: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+    entry: u64,
+) -> Result<Vec<u8>, GuestError> {
+    let assemble = || {
+        let mut a = CodeAssembler::new(64)?;
+        body(&mut a)?;
+        ring(&mut a)?;
+        a.assemble(entry)
+    };
+    let name = "code of the caller's";
+    assemble().map_err(|source| GuestError::Assemble { name, source })
+}
+
 /// The code page: every routine at its place.
 pub(super) fn code_page() -> Result<Vec<u8>, GuestError> {
     let mut page = Vec::new();

@@ -65,7 +65,14 @@ impl Ram {
             .map_err(|source| GuestError::RamAccess { gpa, source })
     }
 
-    /// Writes bytes before any vCPU runs.
+    /// Reads bytes the guest may be writing.
+    pub(super) fn read(&self, gpa: u64, bytes: &mut [u8]) -> Result<(), GuestError> {
+        self.memory(gpa)?
+            .read_slice(bytes, GuestAddress(gpa))
+            .map_err(|source| GuestError::RamAccess { gpa, source })
+    }
+
+    /// Writes bytes where no vCPU looks now.
     pub(super) fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), GuestError> {
         self.memory(gpa)?
             .write_slice(bytes, GuestAddress(gpa))

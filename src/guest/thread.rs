@@ -5,12 +5,13 @@ use std::io;
 use std::os::raw::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::VcpuFd;
+use vm_remap::fault::FaultResolver;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
 
 use super::error::GuestError;
@@ -54,6 +55,7 @@ impl VcpuThread {
         fd: VcpuFd,
         ram: Arc<Ram>,
         doorbell: u64,
+        resolver: &Arc<OnceLock<Arc<FaultResolver>>>,
     ) -> Result<Self, GuestError> {
         let failed = |what| move |source| thread_error(index, what, source);
         register_signal_handler(SIGRTMIN(), kicked)
@@ -67,6 +69,8 @@ impl VcpuThread {
             fd,
             ram,
             doorbell,
+            resolver: Arc::clone(resolver),
+            faults: None,
             stop: Arc::clone(&stop),
             commands: their_commands,
             replies: their_replies,
@@ -135,8 +139,18 @@ impl VcpuThread {
 
     /// Runs a one-shot program to its end.
     pub(super) fn once(&self, regs: kvm_regs) -> Result<Access<u64>, GuestError> {
+        self.once_after(regs, || Ok(()))
+    }
+
+    /// Runs a one-shot program to its end; `prepare` runs first if the vCPU is idle.
+    pub(super) fn once_after(
+        &self,
+        regs: kvm_regs,
+        prepare: impl FnOnce() -> Result<(), GuestError>,
+    ) -> Result<Access<u64>, GuestError> {
         let vcpu = self.index;
         let mut state = self.idle()?;
+        prepare()?;
         self.send(&state, Command::Once(regs))?;
         match state.replies.recv_timeout(ONCE_LIMIT) {
             Ok(Reply::Once(access)) => access,

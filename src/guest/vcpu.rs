@@ -1,14 +1,17 @@
 //! Owns what happens on a vCPU's thread: it takes commands, runs the guest and
 //! deals with its exits. Never decides what to run.
 
-use std::sync::Arc;
+use std::fmt::Display;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use rustix::time::{ClockId, clock_gettime};
+use vm_remap::fault::{FaultResolver, Report, VcpuFaults};
 
 use super::error::GuestError;
 use super::memory::{Layout, PASSES};
@@ -62,6 +65,8 @@ pub enum Access<T> {
     Done(T),
     /// `KVM_RUN` ended with EFAULT. KVM does not tell the address.
     Fault,
+    /// The fault resolver gave up.
+    Stopped(Report),
     /// `KVM_RUN` ended with an MMIO exit: no slot, or one KVM cannot write.
     Mmio {
         /// The guest-physical address of the access.
@@ -78,6 +83,7 @@ enum Step {
     Fault,
     Read { gpa: u64 },
     Write { gpa: u64, value: u64 },
+    Stopped(Report),
 }
 
 /// The vCPU, as its thread sees it.
@@ -88,6 +94,9 @@ pub(super) struct Runner {
     /// Keeps guest memory alive for as long as the vCPU may run.
     pub(super) ram: Arc<Ram>,
     pub(super) doorbell: u64,
+    /// Filled in once somebody wants faults to be resolved.
+    pub(super) resolver: Arc<OnceLock<Arc<FaultResolver>>>,
+    pub(super) faults: Option<VcpuFaults<VcpuFd>>,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) commands: Receiver<Command>,
     pub(super) replies: Sender<Reply>,
@@ -126,6 +135,7 @@ impl Runner {
                 Step::Interrupted => &mut ran.signals,
                 Step::Fault => &mut ran.efaults,
                 Step::Read { .. } | Step::Write { .. } => &mut ran.mmio,
+                Step::Stopped(report) => return Err(self.odd_exit(&report)),
             };
             *count = count.saturating_add(1);
         }
@@ -155,6 +165,7 @@ impl Runner {
                 Step::Fault => break Access::Fault,
                 Step::Write { gpa, value } if gpa == self.doorbell => break Access::Done(value),
                 Step::Write { gpa, .. } => break Access::Mmio { gpa, write: true },
+                Step::Stopped(report) => break Access::Stopped(report),
                 Step::Read { gpa } => break Access::Mmio { gpa, write: false },
             }
         };
@@ -164,29 +175,25 @@ impl Runner {
 
     /// Runs the guest up to its next exit; MMIO reads get all ones.
     fn step(&mut self) -> Result<Step, GuestError> {
-        let exit = match self.fd.run() {
-            Ok(VcpuExit::MmioRead(gpa, data)) => {
-                data.fill(0xff);
-                return Ok(Step::Read { gpa });
-            }
-            Ok(VcpuExit::MmioWrite(gpa, data)) => {
-                let value = data.try_into().map_or(0, u64::from_le_bytes);
-                return Ok(Step::Write { gpa, value });
-            }
-            Ok(VcpuExit::MemoryFault { .. }) => return Ok(Step::Fault),
-            Ok(VcpuExit::Intr) => return Ok(Step::Interrupted),
-            Ok(other) => format!("{other:?}"),
-            Err(errno) => match errno.errno() {
-                libc::EINTR => return Ok(Step::Interrupted),
-                libc::EFAULT => return Ok(Step::Fault),
-                _ => format!("the error {errno}"),
+        if self.faults.is_none() {
+            self.faults = self.resolver.get().map(FaultResolver::vcpu);
+        }
+        let step = match &mut self.faults {
+            None => classify(self.fd.run().map_err(Into::into)),
+            Some(faults) => match faults.run(&mut self.fd, classify) {
+                Ok(step) => step,
+                Err(report) => Ok(Step::Stopped(report)),
             },
         };
-        Err(GuestError::Exit {
+        step.map_err(|exit| self.odd_exit(&exit))
+    }
+
+    fn odd_exit(&self, exit: &dyn Display) -> GuestError {
+        GuestError::Exit {
             vcpu: self.index,
-            exit,
+            exit: exit.to_string(),
             rip: self.fd.get_regs().map_or(0, |regs| regs.rip),
-        })
+        }
     }
 
     /// Lets KVM finish an instruction that waits for its MMIO answer, without
@@ -205,6 +212,28 @@ impl Runner {
         };
         self.fd.set_kvm_immediate_exit(0);
         ended.map(|_| ())
+    }
+}
+
+/// What an exit is to this guest; MMIO reads get all ones.
+fn classify(exit: io::Result<VcpuExit<'_>>) -> Result<Step, String> {
+    match exit {
+        Ok(VcpuExit::MmioRead(gpa, data)) => {
+            data.fill(0xff);
+            Ok(Step::Read { gpa })
+        }
+        Ok(VcpuExit::MmioWrite(gpa, data)) => {
+            let value = data.try_into().map_or(0, u64::from_le_bytes);
+            Ok(Step::Write { gpa, value })
+        }
+        Ok(VcpuExit::MemoryFault { .. }) => Ok(Step::Fault),
+        Ok(VcpuExit::Intr) => Ok(Step::Interrupted),
+        Ok(other) => Err(format!("{other:?}")),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINTR) => Ok(Step::Interrupted),
+            Some(libc::EFAULT) => Ok(Step::Fault),
+            _ => Err(format!("the error {error}")),
+        },
     }
 }
 

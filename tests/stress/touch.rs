@@ -34,7 +34,7 @@ pub(crate) fn read(scene: &Scene) -> String {
                 );
                 reads += 1;
             }
-            Access::Fault | Access::Mmio { .. } => holes += 1,
+            Access::Fault | Access::Mmio { .. } | Access::Stopped(_) => holes += 1,
         }
     }
     assert!(reads > 0, "the guest read nothing");
@@ -51,7 +51,7 @@ pub(crate) fn write(scene: &Scene) -> String {
         let gpa = scene.guest_address(window, page) + 8;
         match scene.guest.write_u64(WRITER, gpa, written(page)).unwrap() {
             Access::Done(()) => writes += 1,
-            Access::Fault | Access::Mmio { .. } => refused += 1,
+            Access::Fault | Access::Mmio { .. } | Access::Stopped(_) => refused += 1,
         }
     }
     assert!(writes > 0, "the guest wrote nothing");

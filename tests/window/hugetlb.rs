@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vm_remap::BackendKind;
@@ -21,9 +22,13 @@ const BLOCKS: u64 = 2;
 const COUNT: u64 = BLOCKS * SEGMENT_PAGES;
 
 /// The host's huge pages; puts the size of the pool back.
-struct Pool {
+pub(crate) struct Pool {
     restore: Option<u64>,
+    // Dropped last: one test at a time counts on the pool.
+    _turn: MutexGuard<'static, ()>,
 }
+
+static TURN: Mutex<()> = Mutex::new(());
 
 fn figure(name: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("{POOL}/{name}")).ok()?;
@@ -31,14 +36,19 @@ fn figure(name: &str) -> Option<u64> {
 }
 
 impl Pool {
-    fn with(needed: u64) -> Option<Self> {
+    pub(crate) fn with(needed: u64) -> Option<Self> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let (total, free) = (figure("nr_hugepages")?, figure("free_hugepages")?);
         if free >= needed {
-            return Some(Self { restore: None });
+            return Some(Self {
+                restore: None,
+                _turn: turn,
+            });
         }
         fs::write(format!("{POOL}/nr_hugepages"), (total + needed).to_string()).ok()?;
         let pool = Self {
             restore: Some(total),
+            _turn: turn,
         };
         (figure("free_hugepages")? >= needed).then_some(pool)
     }
@@ -53,7 +63,7 @@ impl Drop for Pool {
     }
 }
 
-fn huge() -> OwnedFd {
+pub(crate) fn huge() -> OwnedFd {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
     let fd = memfd_create("huge", flags).unwrap();
     ftruncate(&fd, BLOCKS * SEGMENT).unwrap();

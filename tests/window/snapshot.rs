@@ -19,7 +19,7 @@ fn words_seen(guest: &Guest) -> Vec<u8> {
     let seen = view(guest, 0..LOOKED_AT);
     let word = |access: &Access<u64>| match access {
         Access::Done(word) => word.to_le_bytes(),
-        Access::Fault | Access::Mmio { .. } => [0xff; 8],
+        Access::Fault | Access::Mmio { .. } | Access::Stopped(_) => [0xff; 8],
     };
     seen.iter().flat_map(word).collect()
 }

@@ -138,6 +138,10 @@ impl Blob {
         bytes
     }
 
+    pub(crate) fn truncate(&self, pages: u64) {
+        self.file.set_len(pages * PAGE).unwrap();
+    }
+
     pub(crate) fn set_word(&self, page: u64, word: u64) {
         self.file
             .write_all_at(&word.to_ne_bytes(), page * PAGE)
