@@ -1,7 +1,5 @@
 //! Owns the report as text for a terminal of 100 columns. Never writes it anywhere.
 
-use comfy_table::{ContentArrangement, Table, presets};
-
 use super::SIZES;
 use super::files::Files;
 use super::report::{Cell, Operations, Report};
@@ -46,11 +44,8 @@ impl Report {
     }
 
     fn table(&self) -> String {
-        let mut table = Table::new();
-        table
-            .load_style(presets::NOTHING)
-            .set_content_arrangement(ContentArrangement::Disabled)
-            .set_header(HEADER);
+        let mut table = lines::table();
+        table.set_header(HEADER);
         for files in Files::ALL {
             for (count, _) in SIZES {
                 let Some(all) = self.operations(files, count) else {

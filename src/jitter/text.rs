@@ -1,7 +1,5 @@
 //! Owns the report as text for a terminal of 100 columns. Never writes it anywhere.
 
-use comfy_table::{ContentArrangement, Table, presets};
-
 use super::report::{Report, Wakeups};
 use crate::report::lines::{self, line, lines};
 use crate::report::units;
@@ -70,11 +68,8 @@ impl Report {
     }
 
     fn table(&self) -> String {
-        let mut table = Table::new();
-        table
-            .load_style(presets::NOTHING)
-            .set_content_arrangement(ContentArrangement::Disabled)
-            .set_header(HEADER);
+        let mut table = lines::table();
+        table.set_header(HEADER);
         for (name, wakeups) in self.phases() {
             let mut row = vec![name.to_owned()];
             row.extend(cells(wakeups.as_ref()));

@@ -1,7 +1,5 @@
 //! Owns the report as text for a terminal of 100 columns. Never writes it anywhere.
 
-use comfy_table::{ContentArrangement, Table, presets};
-
 use super::blob::Kind;
 use super::report::{Cell, Report, Touches};
 use super::rival::Role;
@@ -44,11 +42,8 @@ impl Report {
 
     /// One row for each kind, size and touch.
     fn table(&self, figure: impl Fn(&Cell) -> Option<String>) -> String {
-        let mut table = Table::new();
-        table
-            .load_style(presets::NOTHING)
-            .set_content_arrangement(ContentArrangement::Disabled)
-            .set_header(HEADER);
+        let mut table = lines::table();
+        table.set_header(HEADER);
         let touches: [(&str, Pick); 2] =
             [("read", |both| &both.read), ("write", |both| &both.write)];
         for kind in Kind::ALL {

@@ -1,7 +1,5 @@
 //! Owns the report as text for a terminal of 100 columns. Never writes it anywhere.
 
-use comfy_table::{ContentArrangement, Table, presets};
-
 use super::report::{Backend, Report};
 use super::rival::Role;
 use crate::report::lines::{self, line, lines};
@@ -53,11 +51,8 @@ impl Report {
     }
 
     fn table(&self) -> String {
-        let mut table = Table::new();
-        table
-            .load_style(presets::NOTHING)
-            .set_content_arrangement(ContentArrangement::Disabled)
-            .set_header(HEADER);
+        let mut table = lines::table();
+        table.set_header(HEADER);
         for role in Role::ALL {
             let name = role.name();
             let backend = self.backends.get(name).copied().flatten();

@@ -3,13 +3,22 @@
 
 use std::fmt::Write as _;
 
-use comfy_table::{CellAlignment, Table};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::{Aim, Host, units};
 
 /// Adds a line without spaces at its end. Writing to a `String` cannot fail.
 pub(crate) fn line(text: &mut String, line: &str) {
     writeln!(text, "{}", line.trim_end()).unwrap_or_default();
+}
+
+/// A table without borders that is as wide as what stands in it.
+pub(crate) fn table() -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
+    table
 }
 
 /// The table as lines: columns of words, by their index, to the left and figures to the right.

@@ -1,7 +1,5 @@
 //! Owns the report as text for a terminal of 100 columns. Never writes it anywhere.
 
-use comfy_table::{ContentArrangement, Table, presets};
-
 use super::report::{Backend, Calls, Report};
 use crate::report::lines::{self, line, lines};
 use crate::report::{Quantiles, units};
@@ -60,7 +58,7 @@ impl Report {
     }
 
     fn calls(&self) -> String {
-        let mut table = table();
+        let mut table = lines::table();
         table.set_header(HEADER);
         for (name, backend) in &self.backends {
             for (count, calls) in &backend.calls {
@@ -74,7 +72,7 @@ impl Report {
     }
 
     fn threads(&self) -> String {
-        let mut table = table();
+        let mut table = lines::table();
         let mut header = vec!["threads share".to_owned()];
         let counts = super::THREADS;
         header.extend(counts.map(|threads| match threads {
@@ -106,14 +104,6 @@ impl Report {
         }
         lines(&mut table, |index| index == 0)
     }
-}
-
-fn table() -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled);
-    table
 }
 
 fn cells(calls: &Calls) -> Vec<String> {
