@@ -37,7 +37,7 @@ use crate::udmabuf::DmaBuf;
 const COUNT: u64 = 16;
 
 struct Bench {
-    window: Window,
+    window: Arc<Window>,
     buffer: DmaBuf,
     guest: Guest,
 }
@@ -81,7 +81,7 @@ fn open(test: &str, backend: BackendKind) -> Option<Bench> {
         )
         .unwrap();
     Some(Bench {
-        window,
+        window: Arc::new(window),
         buffer,
         guest,
     })
@@ -226,17 +226,47 @@ fn guest_write_to_a_read_only_dma_buf_does_not_get_through() {
 }
 
 #[test]
-fn prefault_of_a_dma_buf_is_counted_as_less_than_was_asked_for() {
-    let test = "prefault_of_a_dma_buf_is_counted_as_less_than_was_asked_for";
+fn prefault_of_a_dma_buf_brings_its_pages_in() {
+    let test = "prefault_of_a_dma_buf_brings_its_pages_in";
     let Some(bench) = open(test, Fixed) else {
         return;
     };
-    let source = bench.source().prefault(Prefault::HostWrite);
-    bench
-        .window
-        .map(pages(0, COUNT), &source, ReadWrite)
-        .unwrap();
-    let counters = bench.window.counters();
-    assert_eq!((counters.prefaulted, counters.prefault_fallbacks), (0, 1));
-    assert_eq!(bench.write(1, 0x1111), Access::Done(()));
+    for (number, prefault) in (1..).zip([Prefault::HostRead, Prefault::HostWrite]) {
+        let source = bench.source().prefault(prefault);
+        let range = pages(0, COUNT);
+        bench.window.map(range, &source, ReadWrite).unwrap();
+        let counters = bench.window.counters();
+        let counted = (counters.prefaulted, counters.prefault_fallbacks);
+        assert_eq!(counted, (number, 0));
+        assert_eq!(bench.write(1, 0x1111), Access::Done(()));
+        bench.window.unmap(range).unwrap();
+    }
+}
+
+/// KVM ends such a write in two ways: EFAULT where the host has no page table entry yet, and an
+/// MMIO exit where it has a read-only one.
+#[test]
+fn a_resolver_drops_writes_to_a_read_only_dma_buf() {
+    let test = "a_resolver_drops_writes_to_a_read_only_dma_buf";
+    for backend in BackendKind::ALL {
+        let Some(bench) = open(test, backend) else {
+            return;
+        };
+        bench.guest.resolver().add(&bench.window);
+        let range = pages(0, COUNT);
+        bench.window.map(range, &bench.source(), ReadOnly).unwrap();
+        let word = bench.read(2);
+        for page in [2, 5] {
+            assert_eq!(bench.write(page, 0xdead), Access::Done(()), "{backend}");
+        }
+        assert_eq!(bench.read(2), word, "{backend}");
+        assert_ne!(bench.read(5), Access::Done(0xdead), "{backend}");
+        assert_eq!(bench.guest.resolver().counters().stops, 0);
+        // What stood in is gone: the buffer is whole again, and can be written.
+        let source = bench.source();
+        bench.window.replace(range, &source, ReadWrite).unwrap();
+        assert_eq!(bench.read(2), word, "{backend}");
+        assert_eq!(bench.write(5, 0xbeef), Access::Done(()));
+        assert_eq!(bench.read(5), Access::Done(0xbeef));
+    }
 }
