@@ -139,6 +139,22 @@ impl Mapping {
         }
     }
 
+    /// Size of the mapping's huge pages, where a change of `range` cuts it inside one.
+    pub(crate) fn cut_inside_huge_page(&self, range: PageRange) -> Option<u64> {
+        let Origin::Descriptor {
+            kind: DescriptorKind::Hugetlb { page_size },
+            ..
+        } = self.origin
+        else {
+            return None;
+        };
+        let inside = |offset: u64| {
+            let distance = self.range.distance_to(offset);
+            distance < self.range.len() && !distance.is_multiple_of(page_size)
+        };
+        (inside(range.start()) || inside(range.end())).then_some(page_size)
+    }
+
     /// The part of the mapping that lies in `range`.
     pub(crate) fn clipped(&self, range: PageRange) -> Option<Self> {
         let part = self.range.intersection(range)?;

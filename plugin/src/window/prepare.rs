@@ -13,6 +13,7 @@ use super::batch::Change;
 use super::merge::{self, Joined, Part};
 use super::prefault::{Filled, allocate};
 use super::shared::Shared;
+use super::transaction::huge_page_cut;
 use crate::arena::{Populate, Site, Staged};
 use crate::error::Error;
 use crate::layout::{Mapping, Origin};
@@ -132,6 +133,9 @@ impl Shared {
             .map(|change| self.check(change, &mut last))
             .collect::<Result<Vec<_>, _>>()?;
         let parts = merge::left_over(changes.iter().map(Change::range));
+        if let Some(error) = cut_by_a_later_one(&parts, &checked) {
+            return Err(error);
+        }
         let count = parts.len();
         let joined = merge::join(parts, |a, b| {
             match (checked.get(a.change), checked.get(b.change)) {
@@ -421,6 +425,17 @@ fn joins((a, first): (Part, &Checked<'_>), (b, second): (Part, &Checked<'_>)) ->
     let (
         Content::Descriptor {
             fd,
+/// What is wrong where a change of the batch cuts what an earlier one maps inside a huge page. The
+/// kernel would map that page whole, and longer than the part, and not unmap the part of it again.
+fn cut_by_a_later_one(parts: &[Part], checked: &[Checked<'_>]) -> Option<Error> {
+    parts.iter().find_map(|part| {
+        let mapping = checked.get(part.change)?.prepared.mapping.as_ref()?;
+        mapping.cut_inside_huge_page(part.range)?;
+        let mut later = checked.iter().skip(part.change.saturating_add(1));
+        later.find_map(|change| huge_page_cut(mapping, change.prepared.range))
+    })
+}
+
             offset,
             kind,
             file,

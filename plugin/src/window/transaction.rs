@@ -26,10 +26,10 @@ use crate::arena::Refused;
 use crate::arena::areas::Need;
 use crate::dma::table::DmaTable;
 use crate::error::{Error, StateAfter};
-use crate::layout::{Layout, Mapping, Origin, Undo};
+use crate::layout::{Layout, Mapping, Undo};
 use crate::range::PageRange;
 use crate::slots::table::{Extent, SlotTable};
-use crate::source::descriptor::{DescriptorKind, access_refused};
+use crate::source::descriptor::access_refused;
 
 /// What changes while the window lives.
 #[derive(Debug)]
@@ -204,32 +204,8 @@ impl State {
     /// What is wrong with changing `range`, where it cuts a mapping inside a huge page. The kernel
     /// refuses that as well, with different errors (Linux: `mm/hugetlb.c`, `hugetlb_vm_op_split`).
     fn huge_page_cut(&self, range: PageRange) -> Option<Error> {
-        let cut = |old: &&Mapping| match old.origin {
-            Origin::Descriptor {
-                kind: DescriptorKind::Hugetlb { page_size },
-                ..
-            } => {
-                let inside = |offset: u64| {
-                    let distance = old.range.distance_to(offset);
-                    distance < old.range.len() && !distance.is_multiple_of(page_size)
-                };
-                inside(range.start()) || inside(range.end())
-            }
-            _ => false,
-        };
-        let old = self.layout.overlapping(range).find(cut)?;
-        let Origin::Descriptor {
-            kind: DescriptorKind::Hugetlb { page_size },
-            ..
-        } = old.origin
-        else {
-            return None;
-        };
-        Some(Error::HugePageCut {
-            range,
-            mapping: old.range,
-            page_size,
-        })
+        let mut met = self.layout.overlapping(range);
+        met.find_map(|old| huge_page_cut(old, range))
     }
 
     fn leave(&mut self, mut undos: Vec<Undo>) {
@@ -401,6 +377,15 @@ impl State {
             log::error!("cannot take a poisoned window away from the guest: {error}");
         }
     }
+}
+
+/// The error for a change of `range` that cuts `mapping` inside a huge page.
+pub(super) fn huge_page_cut(mapping: &Mapping, range: PageRange) -> Option<Error> {
+    Some(Error::HugePageCut {
+        range,
+        mapping: mapping.range,
+        page_size: mapping.cut_inside_huge_page(range)?,
+    })
 }
 
 /// Counts what has become of the changes.

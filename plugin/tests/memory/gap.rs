@@ -293,6 +293,43 @@ fn ordinary_changes_never_open_a_gap() {
     );
 }
 
+/// The kernel maps huge pages whole: what it mapped for a part of one was longer than the part, and
+/// could not be unmapped again.
+#[test]
+fn a_batch_that_cuts_a_huge_page_of_its_own_is_refused_and_loses_no_address_space() {
+    let test = "a_batch_that_cuts_a_huge_page_of_its_own_is_refused_and_loses_no_address_space";
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let huge = memfd_create(test.get(..40).unwrap(), flags)
+        .ok()
+        .filter(|fd| ftruncate(fd, 4 << 20).is_ok());
+    let Some(huge) = huge else {
+        use std::io::Write;
+        let reason = "this kernel has no huge pages of 2 MiB";
+        writeln!(std::io::stderr(), "SKIP {test}: {reason}").unwrap();
+        return;
+    };
+    let bench = open_with(vm_remap::WindowOptions::new(BASE, 16 << 20));
+    let all = vm_remap::PageRange::new(2 << 20, 4 << 20).unwrap();
+    for cut in [pages(512, 1), pages(700, 10), pages(1535, 1), pages(0, 513)] {
+        let batch = vm_remap::Batch::new()
+            .map(all, &source(&huge), ReadWrite)
+            .unmap(cut);
+        for error in [
+            bench.window.commit(&batch).unwrap_err(),
+            bench.window.prepare(&batch).unwrap_err(),
+        ] {
+            assert!(
+                matches!(error, Error::HugePageCut { range, mapping, .. }
+                    if range == cut && mapping == all),
+                "{error}"
+            );
+        }
+    }
+    assert!(bench.window.mappings().is_empty());
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    assert!(!maps.contains(test.get(..40).unwrap()), "{maps}");
+}
+
 #[test]
 fn a_cut_inside_a_huge_page_is_refused_and_harms_nothing() {
     let test = "a_cut_inside_a_huge_page_is_refused_and_harms_nothing";
