@@ -161,10 +161,10 @@ impl Shared {
             runs.push(Run { range, placement });
         }
         runs.sort_by_key(|run| run.placement.order());
-        let changes = checked.into_iter().map(|change| change.prepared).collect();
+        let changes = checked.into_iter().map(|change| change.prepared.done());
         let joined = count.saturating_sub(runs.len());
         Ok(Ready {
-            changes,
+            changes: changes.collect(),
             runs,
             joined,
         })
@@ -398,9 +398,14 @@ impl Prepared {
         if let Some(done) = collapsed {
             self.collapsed = Some(done && self.collapsed.unwrap_or(true));
         }
+    }
+
+    /// With what has become of all its parts.
+    fn done(mut self) -> Self {
         if let (Some(mapping), Some(true)) = (&mut self.mapping, self.collapsed) {
             mapping.huge = true;
         }
+        self
     }
 }
 
@@ -420,11 +425,6 @@ fn collapse_all(range: PageRange, placement: &Placement<'_>) -> bool {
     collapsed.is_ok()
 }
 
-/// Whether one mapping, or one hole, can hold both parts.
-fn joins((a, first): (Part, &Checked<'_>), (b, second): (Part, &Checked<'_>)) -> bool {
-    let (
-        Content::Descriptor {
-            fd,
 /// What is wrong where a change of the batch cuts what an earlier one maps inside a huge page. The
 /// kernel would map that page whole, and longer than the part, and not unmap the part of it again.
 fn cut_by_a_later_one(parts: &[Part], checked: &[Checked<'_>]) -> Option<Error> {
@@ -436,6 +436,11 @@ fn cut_by_a_later_one(parts: &[Part], checked: &[Checked<'_>]) -> Option<Error> 
     })
 }
 
+/// Whether one mapping, or one hole, can hold both parts.
+fn joins((a, first): (Part, &Checked<'_>), (b, second): (Part, &Checked<'_>)) -> bool {
+    let (
+        Content::Descriptor {
+            fd,
             offset,
             kind,
             file,

@@ -124,3 +124,26 @@ fn mappings_that_lost_their_huge_pages_are_counted_by_reason() {
     bench.window.unmap(pages(100, 1)).unwrap();
     assert_eq!(counted(&bench)[4], 1);
 }
+
+#[test]
+fn a_mapping_of_which_a_part_was_not_collapsed_is_not_called_huge() {
+    let bench = open_wide(BackendKind::Fixed);
+    let fd = blob(2 * BLOCK, SealFlags::empty());
+    let source = Source::descriptor(fd.as_fd(), 0);
+    if bench
+        .window
+        .map(pages(0, BLOCK), &source, ReadWrite)
+        .is_ok()
+        && counted(&bench)[3] == 0
+    {
+        skip("a_mapping_of_which_a_part_was_not_collapsed_is_not_called_huge");
+        return;
+    }
+    // The first block can be collapsed; what the second change leaves of the other one cannot.
+    let batch = Batch::new()
+        .replace(pages(0, 2 * BLOCK), &source.collapse(true), ReadWrite)
+        .unmap(pages(BLOCK, 1));
+    bench.window.commit(&batch).unwrap();
+    let counts = counted(&bench);
+    assert_eq!((counts[0], counts[1], counts[3]), (0, 1, 2), "{counts:?}");
+}
