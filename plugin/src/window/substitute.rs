@@ -87,6 +87,9 @@ impl State {
         {
             self.end(shared, &[oldest], true);
         }
+        if self.poisoned {
+            return Err(Errno::IO);
+        }
         let part = over.and_then(|mapping| mapping.clipped(range));
         let saved = part
             .map(|part| save_one(shared, range, &part))
@@ -170,7 +173,10 @@ impl State {
                 }
                 let left = there.leave(shared);
                 let stays = left == Err(StateAfter::Unchanged);
-                worst = left.err().or(worst);
+                // What is poisoned stays so, whatever comes after it.
+                if worst != Some(StateAfter::Poisoned) {
+                    worst = left.err().or(worst);
+                }
                 stays
             });
             match worst {

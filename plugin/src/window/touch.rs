@@ -192,7 +192,7 @@ impl Window {
                 match self.lose(mapping, first, changes) {
                     Ok(Some(found)) => {
                         *lost = Some(found);
-                        self.touch_hole(&mut self.state(), touch)
+                        self.touch_lost(touch)
                     }
                     // Somebody else changed the window meanwhile: what is there now?
                     Ok(None) => Touched::Present(changes.wrapping_add(1)),
@@ -207,6 +207,19 @@ impl Window {
                 errno: errno.raw_os_error(),
             }),
         }
+    }
+
+    /// A touch of what was made a hole a moment ago. Another thread may have mapped something there
+    /// since: nothing stands in for that.
+    fn touch_lost(&self, touch: Touch<'_>) -> Touched {
+        let mut state = self.state();
+        if state.poisoned {
+            return Touched::Refused(Obstacle::Poisoned);
+        }
+        if state.layout.at(touch.offset).is_some() {
+            return Touched::Present(state.changes);
+        }
+        self.touch_hole(&mut state, touch)
     }
 
     /// A write to a read-only page that is there: it goes to a copy. The copy is made under the
@@ -309,3 +322,7 @@ fn first_lost(
     }
     unit_at(mapping, at(high)).unwrap_or(touched)
 }
+
+#[cfg(test)]
+#[path = "touch_tests.rs"]
+mod tests;
