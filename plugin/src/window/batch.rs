@@ -23,6 +23,11 @@ pub(crate) enum Change<'fd> {
 }
 
 impl Change<'_> {
+    /// Whether it maps something.
+    pub(crate) fn makes_mapping(&self) -> bool {
+        !matches!(self, Self::Unmap { .. })
+    }
+
     pub(crate) fn range(&self) -> PageRange {
         match *self {
             Self::Map { range, .. } | Self::Replace { range, .. } | Self::Unmap { range } => range,

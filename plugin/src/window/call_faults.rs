@@ -39,6 +39,7 @@ use crate::slots::SlotNumbers;
 use crate::source::prefault::Prefault;
 use crate::source::{Protection, Source};
 use crate::window::Window;
+use crate::window::batch::Batch;
 use crate::window::options::WindowOptions;
 use findings::Findings;
 use memories::Memories;
@@ -358,5 +359,34 @@ fn huge_pages_are_brought_in_or_nothing_changes() {
             window.close().unwrap();
         });
         assert!(runs > 30, "{runs}");
+    });
+}
+
+/// A prepared batch can live longer than its window, and holds its own areas only.
+#[test]
+fn a_window_that_closes_gives_its_areas_back_though_a_prepared_batch_lives() {
+    let test = "window::call_faults::\
+                a_window_that_closes_gives_its_areas_back_though_a_prepared_batch_lives";
+    alone::alone(test, || {
+        let window = open().unwrap();
+        let at = |block: u64| crate::range::PageRange::new(block * HUGE_2M, HUGE_2M).unwrap();
+        let source = Source::anonymous();
+        for block in 0..3 {
+            window
+                .map(at(block), &source, Protection::ReadWrite)
+                .unwrap();
+        }
+        let unmaps = Batch::new().unmap(at(0)).unmap(at(2));
+        let maps = Batch::new().map(at(3), &source, Protection::ReadWrite);
+        let unmaps = window.prepare(&unmaps).unwrap();
+        assert_eq!(used_by_windows(), 6, "unmaps need no room");
+        let maps = window.prepare(&maps).unwrap();
+        assert_eq!(used_by_windows(), 8);
+        window.close().unwrap();
+        assert_eq!(used_by_windows(), 2);
+        drop(maps);
+        assert_eq!(used_by_windows(), 0);
+        drop(unmaps);
+        assert_eq!(used_by_windows(), 0);
     });
 }

@@ -310,8 +310,12 @@ impl Window {
         &self,
         changes: &[Change<'fd>],
     ) -> Result<(Ready<'fd>, Option<Room>), Error> {
+        // Unmaps need none: they must work where nothing else does any more.
+        let maps = changes.iter().any(Change::makes_mapping);
         let room = match changes {
-            [first, _, ..] => Some(self.shared.areas.room_for(changes.len(), first.range())?),
+            [first, _, ..] if maps => {
+                Some(self.shared.areas.room_for(changes.len(), first.range())?)
+            }
             _ => None,
         };
         Ok((self.shared.prepare(changes)?, room))
@@ -408,6 +412,9 @@ impl Window {
         // Given back only when every slot is known to be gone: a hypervisor can fail, or panic.
         self.shared.arena.set_leaked(true);
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Prepared batches can live on, and the budget with them.
+        let mappings = isize::try_from(state.layout.len()).unwrap_or(isize::MAX);
+        self.shared.areas.give_back(mappings);
         let unmapped = state.dma.unmap_what_goes();
         state.slots.unregister_what_goes().and(unmapped)?;
         // What lies in a poisoned arena is not known.

@@ -72,7 +72,9 @@ impl Window {
         let prepared = self.make_ready(&batch.changes).and_then(|(ready, room)| {
             let room = match (room, batch.changes.first()) {
                 // One change has none of its own, and this one can be kept for long.
-                (None, Some(one)) => Some(self.shared.areas.room_for(1, one.range())?),
+                (None, Some(one)) if one.makes_mapping() => {
+                    Some(self.shared.areas.room_for(1, one.range())?)
+                }
                 (room, _) => room,
             };
             Ok(PreparedBatch {
