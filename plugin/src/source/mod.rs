@@ -124,8 +124,9 @@ impl<'fd> Source<'fd> {
     /// # Safety
     /// From `address` on, as many bytes as the range has must be mapped in this process, in one
     /// mapping, and stay so until an unmap, a replace or a close that covers them has returned
-    /// `Ok`; for ever, where the window is dropped instead of closed, or closing it fails. The
-    /// guest may read them, and write them if the protection says so, at any time: no Rust
+    /// `Ok`; for ever, where the window is dropped instead of closed, or closing it fails. A
+    /// [`PreparedBatch`](crate::PreparedBatch) that maps them needs them from its making on, for as
+    /// long as it lives, whatever is unmapped meanwhile. The guest may read them, and write them if the protection says so, at any time: no Rust
     /// reference may point there, and nothing may rest on their value.
     #[expect(unsafe_code, reason = "only the caller knows who else uses the memory")]
     #[must_use]

@@ -16,8 +16,9 @@ use crate::error::Error;
 /// [`Window::commit_prepared`] makes the changes.
 ///
 /// Dropping it undoes the preparation; the window has seen nothing of it. It can be sent to another
-/// thread, and it borrows nothing: the descriptors of its sources may be closed. What it holds counts
-/// against `vm.max_map_count` until it is gone.
+/// thread, and it borrows nothing: the descriptors of its sources may be closed. Host memory without
+/// a descriptor must stay, see [`Source::host_memory`](crate::Source::host_memory). What it holds
+/// counts against `vm.max_map_count` until it is gone.
 #[derive(Debug)]
 pub struct PreparedBatch {
     ready: Ready<'static>,
