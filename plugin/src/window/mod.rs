@@ -12,6 +12,7 @@ pub(crate) mod holes;
 mod huge;
 mod listeners;
 mod merge;
+mod open;
 pub(crate) mod options;
 pub(crate) mod pins;
 mod prefault;
@@ -26,30 +27,25 @@ pub(crate) mod substitute;
 pub(crate) mod touch;
 mod transaction;
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use batch::{Batch, Change};
-use counters::{Counters, Tally, add, count};
-use holes::HolePolicy;
-use options::{WindowOptions, Zap, check_base};
-use pins::{OnPinned, Pins, Turnstile};
+use counters::{Counters, add, count};
+use options::{Zap, check_base};
+use pins::OnPinned;
 use prefault::Filled;
 use prepare::{Prepared, Ready};
 use shared::Shared;
 use transaction::{OnFailure, State};
 
-use crate::arena::Arena;
-use crate::arena::areas::{Areas, Room};
+use crate::arena::areas::Room;
 use crate::backend::BackendKind;
-use crate::dma::table::DmaTable;
 use crate::error::{Error, StateAfter};
 use crate::host::{ZapMode, ZapReport};
+use crate::layout::Mapping;
 use crate::layout::record::LayoutRecord;
-use crate::layout::{Layout, Mapping};
 use crate::range::{GuestAddress, PAGE_SIZE, PageRange};
-use crate::slots::table::SlotTable;
-use crate::slots::{SlotNumbers, SlotProvider};
 use crate::source::{Protection, Source};
 use crate::sync::{Mutex, MutexGuard};
 
@@ -125,80 +121,6 @@ pub enum OnWorkers {
     Refuse,
     /// Go ahead; the caller's CPU affinity and priority do not hold for the work.
     Allow,
-}
-
-impl WindowOptions {
-    /// Opens the window: reserves its address space, all hole, and registers nothing yet.
-    ///
-    /// # Errors
-    /// [`Error::BadRange`], [`Error::BadGuestAddress`] and [`Error::BadSegmentSize`] for figures
-    /// that make no sense; [`Error::Reserve`] where the process has no room;
-    /// [`Error::PreciseZapRefused`] where the hypervisor offers precise zapping and refuses it.
-    pub fn open(
-        self,
-        provider: Arc<dyn SlotProvider>,
-        numbers: SlotNumbers,
-    ) -> Result<Window, Error> {
-        let range = self.check()?;
-        let (base, len) = (self.base, self.len);
-        let reserve = |errno: rustix::io::Errno| Error::Reserve {
-            len,
-            source: errno.into(),
-        };
-        let mut arena = Arena::reserve(len, base).map_err(reserve)?;
-        if self.holes == HolePolicy::Zero {
-            arena.open_holes().map_err(reserve)?;
-        }
-        let zap = match self.zap {
-            Zap::All => Zap::All,
-            Zap::Precise => {
-                let refused = |source| Error::PreciseZapRefused { source };
-                if provider.enable_precise_zap().map_err(refused)? {
-                    Zap::Precise
-                } else {
-                    Zap::All
-                }
-            }
-        };
-        let geometry = self.geometry(range, arena.address(0));
-        let slots = SlotTable::new(Arc::clone(&provider), base, numbers);
-        let shared = Shared {
-            geometry,
-            arena,
-            backend: self.backend.backend(geometry),
-            areas: Arc::new(Areas::new()),
-            tally: Tally::default(),
-            fallback: self.fallback,
-            #[cfg(feature = "fault")]
-            holes: self.holes,
-            #[cfg(feature = "fault")]
-            read_only_writes: self.read_only_writes,
-            guest_prefault: provider.can_prefault(),
-            provider,
-            on_pinned: self.on_pinned,
-            turnstile: Turnstile::default(),
-        };
-        let state = State {
-            layout: Layout::default(),
-            slots,
-            dma: DmaTable::default(),
-            #[cfg(feature = "fault")]
-            substitutes: substitute::Substitutes::default(),
-            #[cfg(feature = "fault")]
-            changes: 0,
-            poisoned: false,
-            pins: Pins::default(),
-        };
-        let (kind, scratch) = (self.backend, self.scratch);
-        Ok(Window {
-            state: Mutex::new(state),
-            shared,
-            kind,
-            zap,
-            scratch,
-            closed: false,
-        })
-    }
 }
 
 impl Window {
