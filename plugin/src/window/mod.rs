@@ -1,10 +1,11 @@
 //! Owns the public face: a window, and the operations on it. Never calls the kernel itself: each
-//! operation is prepared (`prepare`) and then carried out under the window's lock (`transaction`).
+//! operation is prepared and then carried out under the window's lock (`change`).
 
 mod alignment;
 pub(crate) mod batch;
 #[cfg(test)]
 mod call_faults;
+mod change;
 pub(crate) mod counters;
 pub(crate) mod dirty;
 pub(crate) mod hold;
@@ -28,26 +29,21 @@ pub(crate) mod touch;
 mod transaction;
 
 use std::sync::PoisonError;
-use std::time::Duration;
 
 use batch::{Batch, Change};
-use counters::{Counters, add, count};
+use counters::{Counters, count};
 use options::{Zap, check_base};
-use pins::OnPinned;
-use prefault::Filled;
-use prepare::{Prepared, Ready};
 use shared::Shared;
 use transaction::{OnFailure, State};
 
-use crate::arena::areas::Room;
 use crate::backend::BackendKind;
-use crate::error::{Error, StateAfter};
+use crate::error::Error;
 use crate::host::{ZapMode, ZapReport};
 use crate::layout::Mapping;
 use crate::layout::record::LayoutRecord;
 use crate::range::{GuestAddress, PAGE_SIZE, PageRange};
 use crate::source::{Protection, Source};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::Mutex;
 
 /// A guest-physical range whose backing the VMM changes while the guest runs.
 ///
@@ -208,62 +204,6 @@ impl Window {
         Ok(())
     }
 
-    fn change(&self, changes: &[Change<'_>], on_failure: OnFailure) -> Result<(), Error> {
-        self.change_when(changes, on_failure, self.shared.on_pinned)
-    }
-
-    fn change_when(
-        &self,
-        changes: &[Change<'_>],
-        on_failure: OnFailure,
-        on_pinned: OnPinned,
-    ) -> Result<(), Error> {
-        let made = self
-            .make_ready(changes)
-            .and_then(|(ready, _room)| self.finish(ready, on_failure, on_pinned));
-        if made.is_err() {
-            count(&self.shared.tally.failures);
-        }
-        made
-    }
-
-    /// Until a batch is made, each of its sources is mapped once more; there is room for that.
-    fn make_ready<'fd>(
-        &self,
-        changes: &[Change<'fd>],
-    ) -> Result<(Ready<'fd>, Option<Room>), Error> {
-        // Unmaps need none: they must work where nothing else does any more.
-        let maps = changes.iter().any(Change::makes_mapping);
-        let room = match changes {
-            [first, _, ..] if maps => {
-                Some(self.shared.areas.room_for(changes.len(), first.range())?)
-            }
-            _ => None,
-        };
-        Ok((self.shared.prepare(changes)?, room))
-    }
-
-    fn finish(
-        &self,
-        ready: Ready<'_>,
-        on_failure: OnFailure,
-        on_pinned: OnPinned,
-    ) -> Result<(), Error> {
-        let asked = |change: &&Prepared| change.filled != Filled::NotAsked;
-        let filled: Vec<(PageRange, Filled)> = ready
-            .changes
-            .iter()
-            .filter(asked)
-            .map(|change| (change.range, change.filled))
-            .collect();
-        let joined = ready.joined;
-        self.unpinned(&ready.changes, on_pinned)?
-            .commit(&self.shared, ready, on_failure)?;
-        add(&self.shared.tally.joined, joined);
-        self.finish_prefault(&filled);
-        Ok(())
-    }
-
     /// Moves the whole window to another guest address, as when the guest moves a BAR: the one
     /// operation that deletes memslots and creates them again. Mappings keep their offsets and
     /// their memory. Nothing of the window is visible to the guest in between.
@@ -278,44 +218,6 @@ impl Window {
     pub fn relocate(&self, base: GuestAddress) -> Result<(), Error> {
         check_base(base, self.shared.geometry.window.len())?;
         self.guarded(|state| state.relocate(&self.shared, base))
-    }
-
-    /// The window's state, once no pin is in the way of `changes`.
-    fn unpinned(
-        &self,
-        changes: &[Prepared],
-        on_pinned: OnPinned,
-    ) -> Result<MutexGuard<'_, State>, Error> {
-        let ranges = changes.iter().map(|change| change.range);
-        let turnstile = &self.shared.turnstile;
-        let locked = turnstile.lock_unpinned(&self.state, &ranges, on_pinned);
-        locked.map_err(|blocked| Error::Pinned {
-            range: blocked.range,
-            pinned: blocked.pinned,
-            waited: match on_pinned {
-                OnPinned::Refuse => Duration::ZERO,
-                OnPinned::Wait(limit) => limit,
-            },
-        })
-    }
-
-    /// Makes calls that a failure, or a panic of who is called, can leave half-done.
-    fn guarded<T>(&self, calls: impl FnOnce(&mut State) -> Result<T, Error>) -> Result<T, Error> {
-        let mut state = self.state();
-        if state.poisoned {
-            return Err(Error::Poisoned);
-        }
-        state.poisoned = true;
-        let called = calls(&mut state);
-        state.slots.settle_dirty_log();
-        state.poisoned = false;
-        if called
-            .as_ref()
-            .is_err_and(|error| error.state_after() == StateAfter::Poisoned)
-        {
-            state.poison();
-        }
-        called
     }
 
     /// Unmaps everything for DMA, unregisters every memslot of the window and gives its address
@@ -457,11 +359,6 @@ impl Window {
     #[must_use]
     pub fn zap(&self) -> Zap {
         self.zap
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // A change that did not come to its end has poisoned the window itself.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
