@@ -16,6 +16,7 @@ mod merge;
 mod open;
 pub(crate) mod options;
 pub(crate) mod pins;
+mod plan;
 mod prefault;
 mod prepare;
 pub(crate) mod prepared;

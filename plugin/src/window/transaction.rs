@@ -9,14 +9,13 @@
 //! as it was. A single change whose last step fails leaves a hole. Where even putting things
 //! back fails, the window is poisoned.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use rustix::io::Errno;
 
 use super::counters::count;
 use super::huge::{Lost, Place};
 use super::merge;
 use super::pins::{Pinned, Pins};
+use super::plan::spans;
 use super::prepare::{Placement, Prepared, Ready, Run};
 use super::saved::Saved;
 use super::shared::Shared;
@@ -28,7 +27,7 @@ use crate::dma::table::DmaTable;
 use crate::error::{Error, StateAfter};
 use crate::layout::{Layout, Mapping, Undo};
 use crate::range::PageRange;
-use crate::slots::table::{Extent, SlotTable};
+use crate::slots::table::SlotTable;
 use crate::source::descriptor::access_refused;
 
 /// What changes while the window lives.
@@ -50,16 +49,6 @@ impl Pinned for State {
     fn pins(&mut self) -> &mut Pins {
         &mut self.pins
     }
-}
-
-/// The slot calls that a change needs.
-#[derive(Debug, Default)]
-struct Plan {
-    delete: Vec<Extent>,
-    /// Slots over memory that does not change.
-    before: Vec<Extent>,
-    /// Slots over memory that changes.
-    after: Vec<Extent>,
 }
 
 /// How a change that fails after memory has changed is recovered from.
@@ -238,60 +227,6 @@ impl State {
             .map_err(|error| error.with_state(StateAfter::Hole))
     }
 
-    fn plan(&self, shared: &Shared, undos: &[Undo]) -> Plan {
-        let in_place = self.layout.any_in_place()
-            || undos
-                .iter()
-                .any(|undo| undo.before().iter().any(|old| old.in_place().is_some()));
-        let rest = shared.backend.slots_rest() && !in_place;
-        if rest && undos.iter().all(|undo| self.slots.covers(undo.range())) {
-            return Plan::default();
-        }
-        let changing: Vec<PageRange> = undos.iter().map(Undo::range).collect();
-        self.plan_over(shared, &spans(undos), &changing)
-    }
-
-    /// The slot calls after which the slots in reach of `spans` are what the backend wants, given
-    /// that memory changes in `changing`.
-    fn plan_over(&self, shared: &Shared, spans: &[PageRange], changing: &[PageRange]) -> Plan {
-        let backend = &shared.backend;
-        let reaches: BTreeSet<PageRange> = spans
-            .iter()
-            .flat_map(|span| backend.reaches(*span))
-            .collect();
-        let mut registered = BTreeMap::new();
-        let mut wanted = BTreeMap::new();
-        let keyed = |extent: Extent| (extent.range.start(), extent);
-        for reach in reaches {
-            let used = self.slots.overlapping(reach).next().is_some();
-            if used || self.layout.overlapping(reach).next().is_some() {
-                wanted.extend(backend.extents(&self.layout, reach).into_iter().map(keyed));
-            }
-            registered.extend(self.slots.overlapping(reach).map(keyed));
-        }
-        let must_go = |extent: &Extent| {
-            !backend.slots_rest()
-                && changing
-                    .iter()
-                    .any(|range| range.intersection(extent.range).is_some())
-        };
-        let missing = |from: &BTreeMap<u64, Extent>, extent: &Extent| {
-            from.get(&extent.range.start()) != Some(extent) || must_go(extent)
-        };
-        let delete = registered
-            .values()
-            .filter(|e| missing(&wanted, e))
-            .copied()
-            .collect();
-        let create = wanted.values().filter(|e| missing(&registered, e)).copied();
-        let (after, before) = create.partition(must_go);
-        Plan {
-            delete,
-            before,
-            after,
-        }
-    }
-
     /// Makes the slots agree with the layout again.
     fn settle(&mut self, shared: &Shared, spans: &[PageRange]) -> Result<(), Error> {
         let plan = self.plan_over(shared, spans, &[]);
@@ -417,14 +352,6 @@ fn take_areas(shared: &Shared, added: isize, changes: &[Prepared]) -> Result<(),
         return Ok(());
     };
     shared.areas.take(added, need, first.range)
-}
-
-/// Everything that the changes touch: their own ranges, and the mappings that they met.
-fn spans(undos: &[Undo]) -> Vec<PageRange> {
-    let met = undos
-        .iter()
-        .flat_map(|undo| undo.before().iter().map(Mapping::range));
-    undos.iter().map(Undo::range).chain(met).collect()
 }
 
 /// Makes one change of memory.
