@@ -20,6 +20,7 @@ mod plan;
 mod prefault;
 mod prepare;
 pub(crate) mod prepared;
+mod recovery;
 mod replay;
 mod saved;
 mod shared;
@@ -34,8 +35,9 @@ use std::sync::PoisonError;
 use batch::{Batch, Change};
 use counters::{Counters, count};
 use options::{Zap, check_base};
+use recovery::OnFailure;
 use shared::Shared;
-use transaction::{OnFailure, State};
+use transaction::State;
 
 use crate::backend::BackendKind;
 use crate::error::Error;

@@ -7,7 +7,7 @@ use super::batch::Batch;
 use super::counters::count;
 use super::pins::OnPinned;
 use super::prepare::{Placement, Ready, Run, map_elsewhere};
-use super::transaction::OnFailure;
+use super::recovery::OnFailure;
 use crate::arena::areas::{Areas, Room};
 use crate::arena::{Site, Staged};
 use crate::error::Error;
