@@ -6,6 +6,7 @@ pub(crate) mod batch;
 #[cfg(test)]
 mod call_faults;
 mod change;
+mod content;
 pub(crate) mod counters;
 pub(crate) mod dirty;
 pub(crate) mod hold;

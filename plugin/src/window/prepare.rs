@@ -3,24 +3,24 @@
 //! hold them. Never touches the arena, the layout or a slot, so that whatever fails here has
 //! changed nothing.
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::Errno;
 
 use super::batch::Change;
+use super::content::{Content, Last, Refusal, duplicate};
 use super::merge::{self, Joined, Part};
 use super::prefault::{Filled, allocate};
 use super::shared::Shared;
 use super::transaction::huge_page_cut;
 use crate::arena::{Populate, Site, Staged};
 use crate::error::Error;
-use crate::layout::{Mapping, Origin};
-use crate::range::{HUGE_2M, PAGE_SIZE, PageRange};
-use crate::source::descriptor::{Descriptor, DescriptorKind, access_refused};
+use crate::layout::Mapping;
+use crate::range::{HUGE_2M, PageRange};
+use crate::source::Protection;
+use crate::source::descriptor::{DescriptorKind, access_refused};
 use crate::source::prefault::Prefault;
-use crate::source::{Memory, Protection, Source, host_memory, stable};
 
 /// Changes that are ready to be made.
 #[derive(Debug)]
@@ -84,33 +84,6 @@ struct Checked<'fd> {
     prefault: Prefault,
     collapse: bool,
 }
-
-#[derive(Debug)]
-enum Content<'fd> {
-    Hole,
-    Anonymous,
-    /// A second mapping of host memory.
-    Duplicate {
-        address: usize,
-        staged: Option<Staged>,
-    },
-    Descriptor {
-        fd: BorrowedFd<'fd>,
-        offset: u64,
-        kind: DescriptorKind,
-        /// Device and inode.
-        file: (u64, u64),
-        direct: bool,
-        /// Whether the file lacks pages.
-        sparse: bool,
-    },
-}
-
-/// The descriptor that was asked last: a batch often has many changes of one.
-type Last = Option<(RawFd, Descriptor, Kept)>;
-
-/// A descriptor that has to be kept with its mapping.
-type Kept = Option<Arc<OwnedFd>>;
 
 impl Placement<'_> {
     /// The first to be placed is the least: what can fail half-way comes before what cannot, so that
@@ -209,117 +182,6 @@ impl Shared {
             prefault: source.prefault,
             collapse: source.collapse,
         })
-    }
-
-    /// What the arena gets, and what the layout will say of it.
-    fn content<'fd>(
-        &self,
-        range: PageRange,
-        source: &Source<'fd>,
-        protection: Protection,
-        last: &mut Last,
-    ) -> Result<(Content<'fd>, Mapping), Error> {
-        let mapping = |origin, keep, stable, huge| Mapping {
-            range,
-            protection,
-            origin,
-            label: source.label,
-            huge,
-            keep,
-            stable,
-        };
-        match source.memory {
-            Memory::Anonymous => Ok((
-                Content::Anonymous,
-                mapping(Origin::Anonymous, None, true, false),
-            )),
-            Memory::Host { address } => {
-                let (content, origin) = self.host_memory(range, address, protection)?;
-                Ok((content, mapping(origin, None, false, false)))
-            }
-            Memory::Descriptor { fd, offset } => {
-                let (found, keep) = inspect(fd, range, last)?;
-                source.policy.judge(&found, range)?;
-                if let Some(expected) = source.expected {
-                    expected.judge(&found, offset, range)?;
-                }
-                found.admit(range, offset, protection, self.arena.address(range.start()))?;
-                let Descriptor {
-                    kind,
-                    device,
-                    inode,
-                    ..
-                } = found;
-                let origin = Origin::Descriptor {
-                    kind,
-                    device,
-                    inode,
-                    offset,
-                };
-                let content = Content::Descriptor {
-                    fd,
-                    offset,
-                    kind,
-                    file: (device, inode),
-                    // Pages can only come in before the mapping does where it is made elsewhere.
-                    direct: found.cannot_fail_halfway()
-                        && !source.collapse
-                        && !self.fills_host(source.prefault),
-                    sparse: found.sparse,
-                };
-                let (stable, huge) = (stable::is_stable(&found), found.block >= HUGE_2M);
-                Ok((content, mapping(origin, keep, stable, huge)))
-            }
-        }
-    }
-
-    /// Host memory is duplicated; what cannot be gets a slot of its own, if that is allowed.
-    fn host_memory<'fd>(
-        &self,
-        range: PageRange,
-        address: usize,
-        protection: Protection,
-    ) -> Result<(Content<'fd>, Origin), Error> {
-        let at = address as u64;
-        if !at.is_multiple_of(PAGE_SIZE) {
-            return Err(Error::SourceOffset { range, offset: at });
-        }
-        let origin = |in_place| Origin::HostMemory {
-            address: at,
-            in_place,
-        };
-        let refuse = |reason, source| Error::HostMemory {
-            range,
-            address: at,
-            reason,
-            source,
-        };
-        if self.backend.host_memory_in_place() {
-            return Ok((Content::Hole, origin(true)));
-        }
-        let obstacle = host_memory::obstacle(at, range.len())
-            .map_err(|source| refuse("its mapping cannot be looked up", Some(source)))?;
-        let refused = match obstacle {
-            Some(reason) => refuse(reason, None),
-            None => match duplicate(range, address, protection) {
-                Ok(staged) => {
-                    let staged = Some(staged);
-                    let content = Content::Duplicate { address, staged };
-                    return Ok((content, origin(false)));
-                }
-                Err(Refusal::Protection(errno)) => {
-                    let reason = "it does not allow the protection";
-                    return Err(refuse(reason, Some(errno.into())));
-                }
-                Err(Refusal::Duplicate(errno)) => {
-                    refuse("the kernel does not duplicate it", Some(errno.into()))
-                }
-            },
-        };
-        if !self.fallback {
-            return Err(refused);
-        }
-        Ok((Content::Hole, origin(true)))
     }
 
     /// Makes what the arena gets at `range`, which begins in `first` and goes on in others that
@@ -481,24 +343,7 @@ fn same_access(kind: DescriptorKind, fd: BorrowedFd<'_>, next: BorrowedFd<'_>) -
         || (kind == DescriptorKind::Shmem && mode(fd).is_some() && mode(fd) == mode(next))
 }
 
-/// What the kernel says of `fd`; asked once for changes of one descriptor that follow each other.
-fn inspect(
-    fd: BorrowedFd<'_>,
-    range: PageRange,
-    last: &mut Last,
-) -> Result<(Descriptor, Kept), Error> {
-    match last {
-        Some((raw, found, kept)) if *raw == fd.as_raw_fd() => Ok((*found, kept.clone())),
-        _ => {
-            let found = Descriptor::inspect(fd, range)?;
-            let kept = keep(found.kind, fd).map_err(|errno| stage_failed(range, errno))?;
-            *last = Some((fd.as_raw_fd(), found, kept.clone()));
-            Ok((found, kept))
-        }
-    }
-}
-
-fn stage_failed(range: PageRange, errno: Errno) -> Error {
+pub(super) fn stage_failed(range: PageRange, errno: Errno) -> Error {
     Error::Stage {
         range,
         source: errno.into(),
@@ -519,29 +364,4 @@ pub(super) fn map_elsewhere(
             .flatten();
         access.unwrap_or_else(|| stage_failed(range, errno))
     })
-}
-
-/// Why host memory was not duplicated.
-enum Refusal {
-    Duplicate(Errno),
-    Protection(Errno),
-}
-
-fn duplicate(range: PageRange, address: usize, protection: Protection) -> Result<Staged, Refusal> {
-    // An address of this process and a length within its mapping fit a usize.
-    let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
-    let staged = Staged::duplicate(address, len).map_err(Refusal::Duplicate)?;
-    // The duplicate has the protection of the original.
-    staged.protect(protection).map_err(Refusal::Protection)?;
-    Ok(staged)
-}
-
-/// The kernel duplicates no hugetlb and no PFNMAP mapping, so a batch that fails maps them again.
-fn keep(kind: DescriptorKind, fd: BorrowedFd<'_>) -> rustix::io::Result<Kept> {
-    match kind {
-        DescriptorKind::Hugetlb { .. } | DescriptorKind::DmaBuf => {
-            Ok(Some(Arc::new(rustix::io::fcntl_dupfd_cloexec(fd, 0)?)))
-        }
-        DescriptorKind::Shmem | DescriptorKind::RegularFile => Ok(None),
-    }
 }
