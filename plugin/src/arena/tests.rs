@@ -1,0 +1,112 @@
+//! Owns the tests of the arena that need no window. Never reads memory of an arena.
+
+use super::*;
+use crate::range::PAGE_SIZE;
+
+#[test]
+fn arena_is_congruent_with_the_guest_wherever_it_lies() {
+    for base in [0, PAGE_SIZE, (2 << 20) + PAGE_SIZE, 5 * HUGE_1G - PAGE_SIZE] {
+        let arena = Arena::reserve(3 * PAGE_SIZE, GuestAddress(base)).unwrap();
+        assert_eq!(arena.address(0) % HUGE_1G, base % HUGE_1G);
+        let skew = base % HUGE_1G;
+        let anywhere = Arena::reserve_anywhere(3 << 12, skew).unwrap();
+        assert_eq!(anywhere.address(0) % HUGE_1G, skew);
+        let all = PageRange::new(0, 3 * PAGE_SIZE).unwrap();
+        assert!(!anywhere.has_gap(all) && !arena.has_gap(all));
+    }
+}
+
+#[test]
+fn reserve_of_more_than_the_address_space_is_an_error() {
+    Arena::reserve(1 << 60, GuestAddress(0)).unwrap_err();
+}
+
+#[test]
+fn a_placement_that_fails_leaves_no_gap() {
+    let arena = Arena::reserve(4 * PAGE_SIZE, GuestAddress(0)).unwrap();
+    let all = PageRange::new(0, 4 * PAGE_SIZE).unwrap();
+    // A mapping that is gone cannot be moved. Before 6.17 the kernel unmaps the target first.
+    let mut gone = Arena::reserve(4 * PAGE_SIZE, GuestAddress(0)).unwrap();
+    unmap(gone.base, gone.len);
+    gone.set_leaked(true);
+    let staged = Staged {
+        address: gone.base,
+        len: gone.len,
+    };
+    let refused = arena.place(all, staged).unwrap_err();
+    assert_ne!(refused.state, StateAfter::Poisoned);
+    assert!(!arena.has_gap(all));
+}
+
+#[test]
+fn a_gap_that_a_failure_left_is_filled() {
+    let arena = Arena::reserve(4 * PAGE_SIZE, GuestAddress(0)).unwrap();
+    let part = PageRange::new(PAGE_SIZE, 2 * PAGE_SIZE).unwrap();
+    unmap(arena.base + 4096, 8192);
+    assert_eq!(arena.after(part, Errno::NOMEM).state, StateAfter::Hole);
+    assert!(!arena.has_gap(part));
+    assert_eq!(arena.after(part, Errno::NOMEM).state, StateAfter::Unchanged);
+}
+
+#[test]
+fn a_stranger_in_a_gap_is_not_overwritten() {
+    let mut arena = Arena::reserve(4 * PAGE_SIZE, GuestAddress(0)).unwrap();
+    let part = PageRange::new(PAGE_SIZE, 2 * PAGE_SIZE).unwrap();
+    unmap(arena.base + 4096, 8192);
+    map_hole(arena.base + 4096, 4096, MapFlags::FIXED_NOREPLACE).unwrap();
+    assert_eq!(arena.after(part, Errno::NOMEM).state, StateAfter::Poisoned);
+    // The page after the stranger is still a gap: nothing was forced over both.
+    assert!(arena.has_gap(part));
+    arena.set_leaked(true);
+}
+
+#[test]
+fn has_gap_sees_a_gap() {
+    let arena = Arena::reserve(4 * PAGE_SIZE, GuestAddress(0)).unwrap();
+    let all = PageRange::new(0, 4 * PAGE_SIZE).unwrap();
+    assert!(!arena.has_gap(all));
+    unmap(arena.base + 4096, 4096);
+    assert!(arena.has_gap(all));
+    arena.punch(all).unwrap();
+    assert!(!arena.has_gap(all));
+}
+
+#[test]
+fn a_mapping_that_will_be_filled_is_staged_congruent_with_its_place() {
+    let huge = usize::try_from(HUGE_2M).unwrap();
+    for target in [0, 0x5000, HUGE_2M - PAGE_SIZE, 7 * HUGE_1G + 3 * PAGE_SIZE] {
+        // Another thread of the tests can take the place in between.
+        let congruent = (0..100).any(|_| {
+            let site = Site::CongruentWith(target);
+            let staged = Staged::anonymous(HUGE_2M, Protection::ReadOnly, site).unwrap();
+            staged.address % huge == usize::try_from(target).unwrap() % huge
+        });
+        assert!(congruent, "{target:#x}");
+    }
+}
+
+#[test]
+fn populate_of_pages_that_the_file_has_lost_is_an_error() {
+    let fd = rustix::fs::memfd_create("lost", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&fd, 4 * PAGE_SIZE).unwrap();
+    let staged = |protection| {
+        use std::os::fd::AsFd;
+        Staged::descriptor(4 * PAGE_SIZE, fd.as_fd(), 0, protection, Site::Anywhere).unwrap()
+    };
+    let (written, read) = (staged(Protection::ReadWrite), staged(Protection::ReadOnly));
+    written.populate(Populate::Write).unwrap();
+    read.populate(Populate::Read).unwrap();
+    rustix::fs::ftruncate(&fd, PAGE_SIZE).unwrap();
+    assert_eq!(written.populate(Populate::Write), Err(Errno::FAULT));
+    assert_eq!(read.populate(Populate::Read), Err(Errno::FAULT));
+}
+
+#[test]
+fn drop_of_a_staged_mapping_gives_its_range_back() {
+    let staged = Staged::anonymous(PAGE_SIZE, Protection::ReadOnly, Site::Anywhere).unwrap();
+    let address = staged.address;
+    drop(staged);
+    let again = map_hole(address, 4096, MapFlags::FIXED_NOREPLACE).unwrap();
+    assert_eq!(again, address);
+    unmap(again, 4096);
+}
