@@ -1,5 +1,5 @@
-//! Owns the host address space behind a window, and makes every change of it: the only file of
-//! the library that calls `mmap`, `mremap` and `munmap`. Never decides what goes where, and never
+//! Owns the host address space behind a window, and makes every change of it: this file and
+//! `staged` are the only ones of the library that call `mmap`, `mremap` and `munmap`. Never decides what goes where, and never
 //! reads or writes a byte of it.
 //!
 //! What every unsafe block here rests on:
@@ -22,6 +22,7 @@ mod calls;
 #[cfg(test)]
 pub(crate) mod faults;
 mod nudge;
+mod staged;
 
 use std::ffi::c_void;
 use std::hash::{BuildHasher, RandomState};
@@ -29,14 +30,16 @@ use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 use rustix::mm::{
-    Advice, MapFlags, MprotectFlags, MremapFlags, MsyncFlags, ProtFlags, madvise, mmap,
-    mmap_anonymous, mprotect, mremap, mremap_fixed, msync, munmap,
+    MapFlags, MremapFlags, MsyncFlags, ProtFlags, mmap, mmap_anonymous, mremap_fixed, msync, munmap,
 };
 
 use calls::{Call, through};
+#[cfg(feature = "fault")]
+use staged::make_present;
+pub(crate) use staged::{Populate, Site, Staged};
 
 use crate::error::StateAfter;
-use crate::range::{GuestAddress, HUGE_1G, HUGE_2M, PageRange};
+use crate::range::{GuestAddress, HUGE_1G, PageRange};
 use crate::source::Protection;
 
 /// Where arenas go by preference. `mmap(NULL)` takes the highest gap below the stack, or in the
@@ -57,33 +60,6 @@ pub(crate) struct Arena {
     leaked: bool,
     /// What a hole allows: nothing, or reading zeroes.
     hole: ProtFlags,
-}
-
-/// A mapping that was made outside any arena, to be moved into one. Unmapped when dropped.
-#[derive(Debug)]
-pub(crate) struct Staged {
-    address: usize,
-    len: usize,
-}
-
-/// Where a staged mapping goes while it waits.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Site {
-    /// Wherever the kernel likes.
-    Anywhere,
-    /// At an address congruent with this one modulo 2 MiB, if it can be had: pages that are brought
-    /// in there can be huge ones, and the move takes page tables as wholes (Linux: `mm/mremap.c`
-    /// `move_page_tables`).
-    CongruentWith(u64),
-}
-
-/// How pages are brought in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Populate {
-    /// As if each page had been read.
-    Read,
-    /// As if each page had been written.
-    Write,
 }
 
 /// A change that the kernel refused, and what that left behind.
@@ -309,149 +285,6 @@ impl Drop for Arena {
     }
 }
 
-impl Staged {
-    /// Maps `len` bytes of `fd` outside any arena.
-    pub(crate) fn descriptor(
-        len: u64,
-        fd: BorrowedFd<'_>,
-        offset: u64,
-        protection: Protection,
-        site: Site,
-    ) -> rustix::io::Result<Self> {
-        let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
-        let hint = hint(len, site)? as *mut c_void;
-        let mapped = through(Call::Map, None, || {
-            // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
-            unsafe { mmap(hint, len, access(protection), MapFlags::SHARED, fd, offset) }
-        })?;
-        Ok(Self {
-            address: mapped.addr(),
-            len,
-        })
-    }
-
-    /// Maps `len` bytes of fresh memory outside any arena.
-    pub(crate) fn anonymous(
-        len: u64,
-        protection: Protection,
-        site: Site,
-    ) -> rustix::io::Result<Self> {
-        let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
-        let hint = hint(len, site)? as *mut c_void;
-        let mapped = through(Call::Map, None, || {
-            // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
-            unsafe { mmap_anonymous(hint, len, access(protection), MapFlags::SHARED) }
-        })?;
-        Ok(Self {
-            address: mapped.addr(),
-            len,
-        })
-    }
-
-    /// Maps what lies at `address` a second time, wherever the kernel likes, with the protection
-    /// that it has there. The caller has seen that all `len` bytes lie in one shared mapping.
-    pub(crate) fn duplicate(address: usize, len: usize) -> rustix::io::Result<Self> {
-        let from = address as *mut c_void;
-        let mapped = through(Call::Duplicate, None, || {
-            // SAFETY: with an old size of 0 the old mapping stays as it is, and without a fixed
-            // address the kernel picks a free range (man page mremap(2)), so nothing is replaced.
-            unsafe { mremap(from, 0, len, MremapFlags::MAYMOVE) }
-        })?;
-        Ok(Self {
-            address: mapped.addr(),
-            len,
-        })
-    }
-
-    /// Gives the mapping another protection.
-    pub(crate) fn protect(&self, protection: Protection) -> rustix::io::Result<()> {
-        let flags = match protection {
-            Protection::ReadOnly => MprotectFlags::READ,
-            Protection::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
-        };
-        through(Call::Protect, None, || {
-            // SAFETY: the range is this value's own, by rule 1, and nobody refers to it, by rule 2.
-            unsafe { mprotect(self.address as *mut c_void, self.len, flags) }
-        })
-    }
-
-    /// Brings in all pages, without a signal should the file have lost some.
-    pub(crate) fn populate(&self, how: Populate) -> rustix::io::Result<()> {
-        make_present(self.address, self.len, how)
-    }
-
-    /// Maps `len` bytes of `fd` outside any arena, so that writes to them stay in this mapping.
-    #[cfg(feature = "fault")]
-    pub(crate) fn private(
-        len: u64,
-        fd: BorrowedFd<'_>,
-        offset: u64,
-        protection: Protection,
-    ) -> rustix::io::Result<Self> {
-        let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
-        let (anywhere, access) = (std::ptr::null_mut(), access(protection));
-        let mapped = through(Call::Map, None, || {
-            // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
-            unsafe { mmap(anywhere, len, access, MapFlags::PRIVATE, fd, offset) }
-        })?;
-        Ok(Self {
-            address: mapped.addr(),
-            len,
-        })
-    }
-
-    /// Makes 2 MiB pages of all whole blocks (Linux 6.1). Their bytes stay.
-    pub(crate) fn collapse(&self) -> rustix::io::Result<()> {
-        let huge = usize::try_from(HUGE_2M).map_err(|_| Errno::INVAL)?;
-        let block = self.address.checked_next_multiple_of(huge);
-        let end = block.and_then(|block| block.checked_add(huge));
-        if end.is_none_or(|end| end > self.address.saturating_add(self.len)) {
-            // The kernel calls it done.
-            return Err(Errno::INVAL);
-        }
-        let address = self.address as *mut c_void;
-        through(Call::Collapse, None, || {
-            // SAFETY: the range is this value's own, by rule 1. The kernel changes how its pages
-            // lie, and no byte of them (man page madvise(2), MADV_COLLAPSE).
-            match unsafe { libc::madvise(address, self.len, libc::MADV_COLLAPSE) } {
-                0 => Ok(()),
-                _ => {
-                    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
-                }
-            }
-        })
-    }
-
-    /// Gives up the claim on the range, which the kernel has moved.
-    fn moved_away(&mut self) {
-        self.len = 0;
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if self.len > 0 {
-            unmap(self.address, self.len);
-        }
-    }
-}
-
-/// Where to ask the kernel for `len` bytes; 0 leaves it to the kernel. A range that is free now:
-/// should another thread take it, the kernel gives another one.
-fn hint(len: usize, site: Site) -> rustix::io::Result<usize> {
-    let huge = usize::try_from(HUGE_2M).map_err(|_| Errno::NOMEM)?;
-    let target = match site {
-        Site::CongruentWith(target) if len >= huge => target,
-        _ => return Ok(0),
-    };
-    let target = usize::try_from(target).map_err(|_| Errno::NOMEM)?;
-    let room = len.checked_add(huge).ok_or(Errno::NOMEM)?;
-    let address = map_hole(0, room, MapFlags::empty())?;
-    drop(Staged { address, len: room });
-    let before = target.wrapping_sub(address).checked_rem(huge).unwrap_or(0);
-    Ok(address.wrapping_add(before))
-}
-
 /// Maps memory without access at `address`, which is ours where `placement` is `FIXED`.
 fn map_hole(address: usize, len: usize, placement: MapFlags) -> rustix::io::Result<usize> {
     map_hole_with(address, len, placement, ProtFlags::empty())
@@ -473,25 +306,6 @@ fn map_hole_with(
         unsafe { mmap_anonymous(at, len, access, HOLE | placement) }
     })?;
     Ok(mapped.addr())
-}
-
-/// Fills page tables; what `madvise` does not do, a dma-buf for instance, is touched page by page.
-fn make_present(address: usize, len: usize, how: Populate) -> rustix::io::Result<()> {
-    let advice = match how {
-        Populate::Read => Advice::LinuxPopulateRead,
-        Populate::Write => Advice::LinuxPopulateWrite,
-    };
-    let populated = rustix::io::retry_on_intr(|| {
-        through(Call::Populate, None, || {
-            // SAFETY: the callers pass a range of their own, by rule 1. The kernel fills page
-            // tables and changes no byte of the memory (man page madvise(2), MADV_POPULATE_WRITE).
-            unsafe { madvise(address as *mut c_void, len, advice) }
-        })
-    });
-    match populated {
-        Err(Errno::INVAL) => nudge::touch(address, len, how),
-        populated => populated,
-    }
 }
 
 /// Gives a range back that an `Arena` or a `Staged` owned until now.

@@ -1,7 +1,7 @@
 //! Owns the tests of the arena that need no window. Never reads memory of an arena.
 
 use super::*;
-use crate::range::PAGE_SIZE;
+use crate::range::{HUGE_2M, PAGE_SIZE};
 
 #[test]
 fn arena_is_congruent_with_the_guest_wherever_it_lies() {
