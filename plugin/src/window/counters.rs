@@ -47,6 +47,10 @@ pub struct Counters {
     /// Mappings that could have huge pages and were cut inside one, by a change of a part of them that
     /// begins or ends on no multiple of 2 MiB.
     pub lost_to_cuts: u64,
+    /// Mappings that could have huge pages and were made while the window's dirty log was on: the
+    /// hypervisor maps 4 KiB at a time then, to know which of them the guest writes. Those that were
+    /// there when the log began lose theirs as well, for as long as it is on, and are not counted.
+    pub lost_to_dirty_log: u64,
     /// Memslots registered.
     pub slots_registered: u64,
     /// Memslots unregistered.
@@ -80,6 +84,7 @@ pub(crate) struct Tally {
     pub(crate) lost_to_skew: AtomicU64,
     pub(crate) lost_to_small_pages: AtomicU64,
     pub(crate) lost_to_cuts: AtomicU64,
+    pub(crate) lost_to_dirty_log: AtomicU64,
 }
 
 /// Adds one. The order among counters is nobody's business.
@@ -112,6 +117,7 @@ impl Tally {
             lost_to_skew: value(&self.lost_to_skew),
             lost_to_small_pages: value(&self.lost_to_small_pages),
             lost_to_cuts: value(&self.lost_to_cuts),
+            lost_to_dirty_log: value(&self.lost_to_dirty_log),
             ..Counters::default()
         }
     }

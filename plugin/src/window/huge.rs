@@ -7,11 +7,14 @@ use super::prepare::Prepared;
 use crate::layout::{Mapping, Origin, Undo};
 use crate::range::{HUGE_2M, PageRange};
 
-/// Where the window lies in the guest and in the host.
+/// Where the window lies in the guest and in the host, and what it is about.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     pub(super) guest: u64,
     pub(super) host: u64,
+    /// Whether the hypervisor logs dirty pages: it maps all memory in small ones then (Linux:
+    /// `arch/x86/kvm/mmu/mmu.c` `kvm_mmu_hugepage_adjust`).
+    pub(super) logs_dirty_pages: bool,
 }
 
 /// How many mappings of a change, or of a batch, lost their huge pages, and why.
@@ -20,6 +23,7 @@ pub(super) struct Lost {
     skew: usize,
     small_pages: usize,
     cuts: usize,
+    dirty_log: usize,
 }
 
 impl Lost {
@@ -32,6 +36,9 @@ impl Lost {
                 Some(false) => lost.skew = lost.skew.saturating_add(1),
                 Some(true) if !mapping.huge => {
                     lost.small_pages = lost.small_pages.saturating_add(1);
+                }
+                Some(true) if place.logs_dirty_pages => {
+                    lost.dirty_log = lost.dirty_log.saturating_add(1);
                 }
                 Some(true) | None => {}
             }
@@ -48,6 +55,7 @@ impl Lost {
         add(&tally.lost_to_skew, self.skew);
         add(&tally.lost_to_small_pages, self.small_pages);
         add(&tally.lost_to_cuts, self.cuts);
+        add(&tally.lost_to_dirty_log, self.dirty_log);
     }
 }
 
@@ -101,6 +109,7 @@ mod tests {
     const PLACE: Place = Place {
         guest: 4 << 30,
         host: 7 << 30,
+        logs_dirty_pages: false,
     };
     const BLOCK: u64 = 512;
 
@@ -178,6 +187,33 @@ mod tests {
             ..mapping(pages(1, BLOCK), 0, false)
         };
         assert_eq!(mapped(host, PLACE), (0, 0));
+    }
+
+    #[test]
+    fn a_mapping_that_could_be_huge_loses_to_the_dirty_log_while_it_is_on() {
+        let lost = |mapping: Mapping, logs_dirty_pages| {
+            let place = Place {
+                logs_dirty_pages,
+                ..PLACE
+            };
+            let change = Prepared {
+                range: mapping.range,
+                into_hole: true,
+                mapping: Some(mapping),
+                filled: Filled::NotAsked,
+                collapsed: None,
+            };
+            let lost = Lost::by(&[change], &[], place);
+            (lost.skew, lost.small_pages, lost.dirty_log)
+        };
+        let of = |offset, huge| mapping(pages(BLOCK, BLOCK), offset, huge);
+        assert_eq!(lost(of(0, true), false), (0, 0, 0));
+        assert_eq!(lost(of(0, true), true), (0, 0, 1));
+        // What has none without the log loses nothing to it.
+        assert_eq!(lost(of(0, false), true), (0, 1, 0));
+        assert_eq!(lost(of(1, true), true), (1, 0, 0));
+        let short = mapping(pages(BLOCK, BLOCK - 1), 0, true);
+        assert_eq!(lost(short, true), (0, 0, 0));
     }
 
     #[test]

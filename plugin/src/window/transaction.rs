@@ -83,6 +83,7 @@ impl State {
         let place = Place {
             guest: self.slots.base().0,
             host: shared.arena.address(0),
+            logs_dirty_pages: self.slots.logs_dirty_pages(),
         };
         let lost = Lost::by(&changes, &undos, place);
         // What is unmapped is given back when it is gone.

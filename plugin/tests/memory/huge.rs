@@ -147,3 +147,30 @@ fn a_mapping_of_which_a_part_was_not_collapsed_is_not_called_huge() {
     let counts = counted(&bench);
     assert_eq!((counts[0], counts[1], counts[3]), (0, 1, 2), "{counts:?}");
 }
+
+#[test]
+fn a_collapsed_mapping_that_is_made_while_dirty_pages_are_logged_is_counted() {
+    let bench = open_wide(BackendKind::Fixed);
+    let fd = blob(BLOCK, SealFlags::empty());
+    let source = Source::descriptor(fd.as_fd(), 0).collapse(true);
+    let lost = || bench.window.counters().lost_to_dirty_log;
+    let map = || {
+        bench
+            .window
+            .map(pages(0, BLOCK), &source, ReadWrite)
+            .unwrap();
+        bench.window.unmap(pages(0, BLOCK)).unwrap();
+    };
+    map();
+    assert_eq!(lost(), 0);
+    if counted(&bench)[0] == 0 {
+        skip("a_collapsed_mapping_that_is_made_while_dirty_pages_are_logged_is_counted");
+        return;
+    }
+    bench.window.start_dirty_log().unwrap();
+    map();
+    assert_eq!(lost(), 1);
+    bench.window.stop_dirty_log().unwrap();
+    map();
+    assert_eq!(lost(), 1);
+}
