@@ -46,10 +46,8 @@ impl<B: Bitmap> WindowRegion<B> {
             return Ok(0);
         }
         let (pin, inside) = self.pin(at, count)?;
-        if !pin.is_writable() {
-            // Before anything is taken out of the stream.
-            return pin.write(0, &[0]).map(|()| 0).map_err(outward);
-        }
+        // Before anything is taken out of the stream.
+        pin.check_writable(inside, count).map_err(outward)?;
         let mut buffer = vec![0; count.min(CHUNK)];
         let mut done = 0;
         while done < count {
@@ -62,8 +60,10 @@ impl<B: Bitmap> WindowRegion<B> {
             };
             let piece = piece.get(..got).unwrap_or_default();
             let to = inside.saturating_add(done as u64);
-            pin.write(to, piece).map_err(outward)?;
+            let written = pin.write(to, piece);
+            // A write that fails may have written some of it.
             self.mark(at.unchecked_add(done as u64), got);
+            written.map_err(outward)?;
             done = done.saturating_add(got);
             if got < len {
                 break;
@@ -143,9 +143,10 @@ impl<B: Bitmap> Bytes<MemoryRegionAddress> for WindowRegion<B> {
             return Ok(());
         }
         let (pin, inside) = self.pin(addr, buf.len())?;
-        pin.write(inside, buf).map_err(outward)?;
+        let written = pin.write(inside, buf);
+        // A write that fails may have written some of it.
         self.mark(addr, buf.len());
-        Ok(())
+        written.map_err(outward)
     }
 
     fn read_slice(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> Result<()> {

@@ -124,11 +124,7 @@ impl Pin<'_> {
     /// where a byte is not there, with the number of bytes that were written before.
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
         let (start, end) = self.bytes(offset, from.len())?;
-        let read_only = |(part, ..): &(&Part, u64, usize)| !part.is_writable();
-        if let Some((part, ..)) = self.parts(start, end).find(read_only) {
-            let mapping = part.mapping();
-            return Err(Error::ReadOnly { mapping });
-        }
+        self.check_protection(start, end)?;
         let mut rest = from;
         for (part, distance, len) in self.parts(start, end) {
             let (now, later) = rest.split_at_checked(len).unwrap_or_default();
@@ -139,6 +135,23 @@ impl Pin<'_> {
             written.map_err(|short| access("write", start, end, part, distance, short))?;
         }
         Ok(())
+    }
+
+    /// Whether [`write`](Self::write) may write `len` bytes from `offset` on.
+    #[cfg(feature = "vm-memory")]
+    pub(super) fn check_writable(&self, offset: u64, len: usize) -> Result<(), Error> {
+        let (start, end) = self.bytes(offset, len)?;
+        self.check_protection(start, end)
+    }
+
+    fn check_protection(&self, start: u64, end: u64) -> Result<(), Error> {
+        let read_only = |(part, ..): &(&Part, u64, usize)| !part.is_writable();
+        match self.parts(start, end).find(read_only) {
+            Some((part, ..)) => Err(Error::ReadOnly {
+                mapping: part.mapping(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Says that `len` bytes from `offset` on were written, by other means than

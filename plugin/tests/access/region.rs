@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{Bytes, GuestMemoryError, GuestMemoryRegion, MemoryRegionAddress as Address};
 use vm_remap::Protection::{ReadOnly, ReadWrite};
 use vm_remap::{GuestAddress, Indirect, Source, WindowRegion};
@@ -129,6 +130,43 @@ fn read_only_mapping_takes_nothing_out_of_a_stream() {
         panic!("{error}");
     };
     assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+}
+
+#[test]
+fn stream_that_would_end_in_a_read_only_mapping_changes_nothing_before_it() {
+    let window = open();
+    map(&window, 0, 1, &memfd(1, 5));
+    let fd = memfd(1, 6);
+    window.map(pages(1, 1), &source(&fd), ReadOnly).unwrap();
+    let region = WindowRegion::<()>::new(Arc::new(window), COPY);
+    let mut stream: &[u8] = &[1; 32];
+    let error = region
+        .read_volatile_from(Address(PAGE - 16), &mut stream, 32)
+        .unwrap_err();
+    assert_eq!(
+        inner(&error),
+        "cannot write to 0x1000..0x2000: it is mapped read-only"
+    );
+    assert_eq!(stream.len(), 32);
+    let mut found = vec![0; PAGE as usize];
+    region.read_slice(&mut found, Address(0)).unwrap();
+    assert!(found.iter().all(|byte| *byte == 5), "{}", found[0]);
+}
+
+#[test]
+fn write_that_fails_halfway_marks_what_it_may_have_written() {
+    let window = open();
+    let fd = memfd(2, 5);
+    map(&window, 0, 2, &fd);
+    let region = WindowRegion::<AtomicBitmap>::new(Arc::new(window), COPY);
+    truncate(&fd, 1);
+    region
+        .write_slice(&[1; 32], Address(PAGE - 16))
+        .unwrap_err();
+    assert!(region.bitmap().dirty_at(0), "16 bytes were written");
+    let mut stream: &[u8] = &[1; 32];
+    let error = region.read_volatile_from(Address(PAGE - 16), &mut stream, 32);
+    error.unwrap_err();
 }
 
 #[test]
