@@ -31,6 +31,7 @@ mod failure;
 mod fault;
 mod fault_holes;
 mod fault_races;
+mod fault_signals;
 mod flushes;
 mod full_file_system;
 mod gap;

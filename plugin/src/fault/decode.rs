@@ -62,6 +62,7 @@ fn access(used: &UsedMemory, instruction: &Instruction, registers: &Registers) -
         OpAccess::None | OpAccess::NoMemAccess => return None,
     };
     let linear = used.virtual_address(0, |register, _, _| value(register, registers))?;
+    let linear = registers.wrapped(linear);
     let size = match used.memory_size() {
         MemorySize::Unknown => instruction.memory_size(),
         known => known,

@@ -35,6 +35,7 @@ impl FaultResolver {
         let mut found: Vec<Found> = in_window.into_iter().collect();
         for access in accesses {
             let last = access.linear.wrapping_add(access.len.saturating_sub(1));
+            let last = registers.wrapped(last);
             let pages = if access.linear / PAGE_SIZE == last / PAGE_SIZE {
                 [Some(access.linear), None]
             } else {
@@ -68,7 +69,7 @@ impl FaultResolver {
     /// the fetch itself is what faulted.
     fn fetch<V: FaultedVcpu>(&self, vcpu: &V, registers: &Registers) -> (Vec<u8>, Option<Found>) {
         let mut code = Vec::with_capacity(LONGEST);
-        let mut linear = registers.code_base().wrapping_add(registers.rip);
+        let mut linear = registers.wrapped(registers.code_base().wrapping_add(registers.rip));
         while code.len() < LONGEST {
             let in_page = PAGE_SIZE.wrapping_sub(linear % PAGE_SIZE);
             let left = LONGEST.wrapping_sub(code.len());
@@ -95,7 +96,7 @@ impl FaultResolver {
                 break;
             }
             code.extend_from_slice(part);
-            linear = linear.wrapping_add(len as u64);
+            linear = registers.wrapped(linear.wrapping_add(len as u64));
         }
         (code, None)
     }

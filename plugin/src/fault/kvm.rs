@@ -84,14 +84,17 @@ impl FaultedVcpu for VcpuFd {
     }
 
     fn end_step(&mut self, stepping: KvmStepping) -> io::Result<()> {
-        self.set_guest_debug(&kvm_guest_debug::default())?;
-        if let Some((table, debug)) = stepping.guest {
-            let mut sregs = self.get_sregs()?;
+        let ended = self.set_guest_debug(&kvm_guest_debug::default());
+        let Some((table, debug)) = stepping.guest else {
+            return Ok(ended?);
+        };
+        // Whatever fails, as little as can be is left behind.
+        let shown = self.get_sregs().and_then(|mut sregs| {
             sregs.idt = table;
-            self.set_sregs(&sregs)?;
-            self.set_debug_regs(&debug)?;
-        }
-        Ok(())
+            self.set_sregs(&sregs)
+        });
+        let restored = self.set_debug_regs(&debug);
+        Ok(ended.and(shown).and(restored)?)
     }
 }
 
@@ -154,7 +157,13 @@ impl VcpuFaults<VcpuFd> {
                     errno => return self.leave(vcpu, &signal, errno, on_exit),
                 },
             };
+            let piece_over = matches!(exit, Exit::Shutdown);
             match self.after_run(vcpu, exit) {
+                // What waited inside KVM has come. A repeating instruction would go on for as long as
+                // the guest likes.
+                After::RunAgain if piece_over && signal.came() => {
+                    return self.leave(vcpu, &signal, libc::EINTR, on_exit);
+                }
                 After::RunAgain => {}
                 After::Stop(report) => return self.hand_over(vcpu, &signal, Err(report)),
                 After::Yours => return self.leave(vcpu, &signal, libc::EFAULT, on_exit),

@@ -49,6 +49,14 @@ impl Registers {
             _ => self.segment_bases[1],
         }
     }
+
+    /// A linear address as the processor has it: outside 64-bit code it has 32 bits.
+    pub(super) fn wrapped(&self, linear: u64) -> u64 {
+        match self.code_size {
+            CodeSize::Bits64 => linear,
+            CodeSize::Bits32 | CodeSize::Bits16 => linear & 0xffff_ffff,
+        }
+    }
 }
 
 /// How a hypervisor that was asked for a single step says that it was made.

@@ -2,7 +2,7 @@
 //! to the VMM. Never runs the vCPU.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Instant;
 
@@ -33,7 +33,8 @@ const FRUITLESS: u32 = 64;
 pub struct VcpuFaults<V: FaultedVcpu> {
     pub(super) resolver: Arc<FaultResolver>,
     step: Option<Step<V>>,
-    held: Vec<(Arc<Window>, Ticket)>,
+    /// A vCPU that does not leave the guest keeps no window open.
+    held: Vec<(Weak<Window>, Ticket)>,
     pace: Pace,
     slowed_told: bool,
     fruitless: (Registers, u64, u32),
@@ -86,17 +87,26 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
                 Some(place) => self.fault(vcpu, Some(place)),
                 None => self.not_ours(vcpu),
             },
-            Exit::MmioRead(address, into) => match self.mmio_read(address, into) {
-                After::Yours => self.not_ours(vcpu),
-                after => after,
-            },
-            Exit::MmioWrite(address, from) => match self.mmio_write(address, from) {
-                After::Yours => self.not_ours(vcpu),
-                after => after,
-            },
+            Exit::MmioRead(address, into) => {
+                let after = self.mmio_read(address, into);
+                self.emulated(vcpu, after)
+            }
+            Exit::MmioWrite(address, from) => {
+                let after = self.mmio_write(address, from);
+                self.emulated(vcpu, after)
+            }
             Exit::Debug => self.stepped(vcpu, StepEnd::Debug),
             Exit::Shutdown => self.stepped(vcpu, StepEnd::Shutdown),
             Exit::Other => self.not_ours(vcpu),
+        }
+    }
+
+    /// What comes after an emulated access: no step outlives one that is not answered.
+    fn emulated(&mut self, vcpu: &mut V, after: After) -> After {
+        match after {
+            After::RunAgain => After::RunAgain,
+            After::Yours => self.not_ours(vcpu),
+            After::Stop(report) => After::Stop(self.finish(vcpu).err().unwrap_or(report)),
         }
     }
 
@@ -120,6 +130,13 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         let Ok(registers) = vcpu.registers() else {
             return self.stop(vcpu, None, None, Obstacle::Unknown);
         };
+        let elsewhere = |step: &Step<V>| step.from.rip != registers.rip;
+        if self.step.as_ref().is_some_and(elsewhere)
+            && let Err(report) = self.finish(vcpu)
+        {
+            // A handler of the guest's has taken the instruction's place.
+            return After::Stop(report);
+        }
         let goes_on = |step: &mut Step<V>| !std::mem::take(&mut step.moved_on);
         if !self.step.as_mut().is_some_and(goes_on) {
             // Pages of an access before, or of a piece before: what is still needed comes again.
@@ -143,7 +160,8 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
                 Touched::Present(changes) => present = Some(present.unwrap_or(0).max(changes)),
                 Touched::Substituted(ticket, changes) => {
                     present = Some(present.unwrap_or(0).max(changes));
-                    self.held.push((Arc::clone(&found.place.window), ticket));
+                    self.held
+                        .push((Arc::downgrade(&found.place.window), ticket));
                     stands = true;
                     written |= found.write;
                 }
@@ -185,7 +203,7 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         let own: Vec<Ticket> = self
             .held
             .iter()
-            .filter(|(window, _)| Arc::ptr_eq(window, &place.window))
+            .filter(|(window, _)| std::ptr::eq(window.as_ptr(), Arc::as_ptr(&place.window)))
             .map(|(_, ticket)| *ticket)
             .collect();
         let touch = Touch {
@@ -311,7 +329,9 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
 
     fn give_up_pages(&mut self) {
         for (window, ticket) in self.held.drain(..) {
-            window.end_substitutes(&[ticket]);
+            if let Some(window) = window.upgrade() {
+                window.end_substitutes(&[ticket]);
+            }
         }
     }
 

@@ -553,3 +553,51 @@ fn window_that_is_closed_is_nobodys() {
     let at = GuestAddress(BASE.0 + 5 * PAGE);
     assert_eq!(stage.exit(Exit::MmioRead(at, &mut [0; 8])), After::Yours);
 }
+
+#[test]
+fn window_of_which_a_vcpu_has_a_page_is_not_kept_open() {
+    let mut stage = stage(LOAD, 5);
+    assert_eq!(stage.fault(), After::RunAgain);
+    assert_eq!(stage.byte(5), 0xff);
+    // The vCPU may never leave the guest again.
+    let window = std::mem::replace(&mut stage.window, Arc::new(open_with(options()).window));
+    let window = Arc::into_inner(window).expect("the vCPU holds it");
+    window.close().unwrap();
+    assert_eq!(stage.exit(Exit::Other), After::Yours);
+}
+
+#[test]
+fn emulated_access_that_stops_the_guest_ends_its_step() {
+    for write in [false, true] {
+        let blob = memfd(1, 1);
+        let mut stage = stage_with(options().holes(HolePolicy::Stop), STORE, 5);
+        stage
+            .window
+            .map(pages(5, 1), &source(&blob), ReadOnly)
+            .unwrap();
+        assert_eq!(stage.fault(), After::RunAgain);
+        assert!(stage.vcpu.stepping);
+        let hole = GuestAddress(BASE.0 + 9 * PAGE);
+        let after = if write {
+            stage.exit(Exit::MmioWrite(hole, &[1]))
+        } else {
+            stage.exit(Exit::MmioRead(hole, &mut [0]))
+        };
+        assert!(matches!(after, After::Stop(_)), "{after:?}");
+        assert!(!stage.vcpu.stepping);
+        assert_eq!(stage.protection(5), "r--s");
+    }
+}
+
+#[test]
+fn handler_that_runs_in_place_of_a_step_may_touch_what_it_likes() {
+    let mut stage = stage(STORE, 5);
+    for page in 5..64 {
+        stage.vcpu.at = BASE.0 + page * PAGE;
+        assert_eq!(stage.fault(), After::RunAgain, "{page}");
+        assert_eq!(stage.protection(page), "rw-p");
+        assert_ne!(stage.protection(page - 1), "rw-p", "a step is over");
+        // No debug exit: the next instruction faults already.
+        stage.vcpu.done += 3;
+    }
+}

@@ -92,10 +92,29 @@ fn decode_of_what_it_cannot_read_or_compute_finds_nothing() {
 fn decode_in_32_bit_code_adds_the_segment() {
     let registers = Registers {
         code_size: CodeSize::Bits32,
+        segment_bases: [1 << 24, 2 << 24, 3 << 24, 4 << 24, 5 << 24, 6 << 24],
         ..registers()
     };
     // mov eax, [esi]; push eax
     let at = |code: &[u8]| decode(code, &registers).accesses[0].linear;
-    assert_eq!(at(&[0x8b, 0x06]), (4 << 40) + RSI);
-    assert_eq!(at(&[0x50]), (3 << 40) + RSP - 4);
+    assert_eq!(at(&[0x8b, 0x06]), (4 << 24) + RSI);
+    assert_eq!(at(&[0x50]), (3 << 24) + RSP - 4);
+}
+
+#[test]
+fn decode_outside_64_bit_code_wraps_at_4_gib() {
+    for code_size in [CodeSize::Bits16, CodeSize::Bits32] {
+        let mut registers = Registers {
+            code_size,
+            ..registers()
+        };
+        registers.general[6] = 0x3000;
+        registers.segment_bases[3] = 0xffff_f000;
+        // mov eax, [si], or mov eax, [esi], by the size of the code
+        let code: &[u8] = match code_size {
+            CodeSize::Bits16 => &[0x8b, 0x04],
+            _ => &[0x8b, 0x06],
+        };
+        assert_eq!(decode(code, &registers).accesses[0].linear, 0x2000);
+    }
 }
