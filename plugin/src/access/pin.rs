@@ -17,6 +17,13 @@ use crate::window::hold::{Hold, Part};
 /// The guest goes on using the memory meanwhile: what is read may change right after, and may be
 /// a mix of old and new bytes.
 ///
+/// A pin that another thread drops is best the last one that it holds: a pin counts for the thread
+/// that made it, and further pins of another thread can wait for a change that waits for this one,
+/// until that gives up.
+///
+/// What a guest writes to a read-only mapping, where a fault resolver drops that, can be read here
+/// for the length of that one instruction.
+///
 /// No access raises a signal. Memory that is mapped and not there, because the file behind it was
 /// truncated or has no page left, is an error.
 ///

@@ -104,7 +104,9 @@ impl VcpuFaults<VcpuFd> {
     ///
     /// A run that a signal ends comes back as an error of the kind
     /// [`Interrupted`](io::ErrorKind::Interrupted), with nothing left to undo: the vCPU can be
-    /// paused then, and its state be saved.
+    /// paused then, and its state be saved. A signal that comes while faults are dealt with is one
+    /// that comes outside `KVM_RUN`: to be seen for sure, its handler sets `immediate_exit`, or it
+    /// is blocked but in `KVM_RUN` (`KVM_SET_SIGNAL_MASK`).
     ///
     /// # Errors
     /// A [`Report`] of what the guest cannot get past. The vCPU may be run again once that has

@@ -88,7 +88,8 @@ const EVENTS: usize = 1024;
 
 /// The resolver of a VM's faults: its windows, and what happened to them.
 ///
-/// It holds no window open: one that is closed is forgotten.
+/// It holds no window open, but for the moment in which a fault is dealt with: one that is closed is
+/// forgotten.
 pub struct FaultResolver {
     code: Arc<dyn GuestCode>,
     windows: RwLock<Vec<Arc<Watched>>>,

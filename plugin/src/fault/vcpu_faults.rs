@@ -130,17 +130,8 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         let Ok(registers) = vcpu.registers() else {
             return self.stop(vcpu, None, None, Obstacle::Unknown);
         };
-        let elsewhere = |step: &Step<V>| step.from.rip != registers.rip;
-        if self.step.as_ref().is_some_and(elsewhere)
-            && let Err(report) = self.finish(vcpu)
-        {
-            // A handler of the guest's has taken the instruction's place.
+        if let Err(report) = self.drop_what_is_over(vcpu, &registers) {
             return After::Stop(report);
-        }
-        let goes_on = |step: &mut Step<V>| !std::mem::take(&mut step.moved_on);
-        if !self.step.as_mut().is_some_and(goes_on) {
-            // Pages of an access before, or of a piece before: what is still needed comes again.
-            self.give_up_pages();
         }
         let Search {
             mut found,
@@ -196,6 +187,21 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
             count(&self.resolver.tally.present);
         }
         After::RunAgain
+    }
+
+    /// Before a fault is dealt with: gives up the pages that no step needs, and a step whose
+    /// instruction is not the one that faults: a handler of the guest's has taken its place.
+    fn drop_what_is_over(&mut self, vcpu: &mut V, now: &Registers) -> Result<(), Report> {
+        let elsewhere = |step: &Step<V>| step.from.rip != now.rip;
+        if self.step.as_ref().is_some_and(elsewhere) {
+            return self.finish(vcpu);
+        }
+        let goes_on = |step: &mut Step<V>| !std::mem::take(&mut step.moved_on);
+        if !self.step.as_mut().is_some_and(goes_on) {
+            // Pages of an access before, or of a piece before: what is still needed comes again.
+            self.give_up_pages();
+        }
+        Ok(())
     }
 
     fn touch(&self, found: &Found) -> Touched {

@@ -25,7 +25,8 @@ pub enum HolePolicy {
 #[cfg(feature = "fault")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ReadOnlyWrites {
-    /// It is dropped, as by read-only memory.
+    /// It is dropped, as by read-only memory. While the one instruction runs, other vCPUs and
+    /// [pins](crate::Pin) can see what it writes.
     #[default]
     Drop,
     /// The resolver says stop, with a report.

@@ -5,7 +5,8 @@
 //! keep it waiting for ever. It waits no longer than its own limit, so nor do they. A thread that
 //! holds a pin of the window already gets further pins at once: nobody who is waited for waits, so
 //! pins and changes never wait for each other in a circle. Only a thread that changes a window
-//! while it has pins of it can be in one, and its limit ends that.
+//! while it has pins of it can be in one, or one that pins more while it has a pin that another
+//! thread made: a pin counts for the thread that made it. The change's limit ends both.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;

@@ -52,7 +52,9 @@ pub enum Obstacle {
     Unknown,
 }
 
-/// A mapping that has lost its pages, because the file behind it has become shorter.
+/// A mapping that has lost its pages, because the file behind it has become shorter. One whose file
+/// system has no room, or no huge page, for a page that is not there yet counts as such: the rest
+/// of it becomes a hole as well, pages that are there included, and can be mapped again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lost {
     /// Guest address of the window.
