@@ -46,7 +46,7 @@ fn one_signal_ends_the_steps_of_an_instruction_that_repeats() {
             on.guest.execute(vcpu, range, 0, |a| {
                 use iced_x86::code_asm::*;
                 a.mov(rdi, rsi)?;
-                a.mov(ecx, bytes as u32)?;
+                a.mov(ecx, u32::try_from(bytes).unwrap())?;
                 a.rep().stosb()?;
                 a.mov(rax, rdi)
             })

@@ -50,6 +50,11 @@ pub enum Indirect {
 /// [`Indirect`] says what happens. `read`, `write` and their like of the region itself copy
 /// through a pin and need no such choice; vm-memory's collections use slices only.
 ///
+/// **Not under an `IommuMemory`.** vm-memory (0.18, with its feature `iommu`) gives each slice that it
+/// translates a bitmap of its own in place of the region's, and drops the pin with that: the slice
+/// then points to memory that can change, or to a copy that is gone. Use the region's own `read` and
+/// `write` there, or translate before.
+///
 /// Holes are errors: nothing is mapped at them, and so is memory whose file has been truncated.
 ///
 /// The region keeps the guest address that the window has when it is made. When the window is

@@ -60,7 +60,8 @@ pub(super) fn pinned<'a, B: Bitmap>(
     }
     let keeps_pin = tracking.keeping(at, Kept::Pinned(Rc::clone(pin), offset));
     // SAFETY: the bytes lie in the pin, by the check above. The pin is kept by the slice's bitmap,
-    // and by that of every slice made of it; while it lives nothing else is mapped there, and the
+    // and by that of every slice made of it (`IommuMemory` exchanges bitmaps, and the region's
+    // documentation forbids that); while it lives nothing else is mapped there, and the
     // window lives too, since the pin borrows it. The memory is stable and writable, so no access
     // raises a signal. No Rust reference points there, and whoever else uses the memory is the
     // guest, or goes by the same rules.

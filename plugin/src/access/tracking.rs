@@ -11,6 +11,9 @@ use super::pin::Pin;
 /// The bitmap of a region that slices of a window can lie in: vm-memory's own bitmap `B`, and for
 /// each slice the pin of what it points to.
 ///
+/// A slice whose bitmap is exchanged loses its pin, and must not be used any more; vm-memory's
+/// `IommuMemory` does that, see [`WindowRegion`](crate::WindowRegion).
+///
 /// A collection has one type of bitmap for all its regions, so the ordinary ones next to a window
 /// have this as well: `GuestRegionMmap<Pinning<B>>`.
 #[derive(Clone, Debug, Default)]
