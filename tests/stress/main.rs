@@ -1,6 +1,7 @@
 //! Owns the test that lets everything happen at once, for a while, and watches the promises the
 //! whole time: threads that change windows, a guest that touches them, strangers that map memory at
-//! random. Counts and compares; nothing is timed but the end.
+//! random, pins, files that shrink, a dirty log. With and without a resolver of the guest's faults.
+//! Counts and compares; nothing is timed but the end.
 //!
 //! One file for each kind of thread. Another kind is another file, and a line in [`all_at_once`]:
 //! each is given the [`Scene`](scene::Scene) and goes on for as long as the scene says.
@@ -28,18 +29,19 @@ mod eyes;
     reason = "slots without a window are for the guest's own tests"
 )]
 mod guest_support;
+mod logger;
 mod looker;
 mod mapper;
+mod pinner;
 mod scene;
+mod shrinker;
 mod stranger;
 mod touch;
 
 use std::io::Write;
 use std::thread;
 
-use vm_remap::BackendKind;
-
-use crate::scene::{Scene, mapped_files};
+use crate::scene::{Scene, Setting, mapped_files};
 
 #[test]
 fn everything_at_once_breaks_no_promise() {
@@ -48,9 +50,9 @@ fn everything_at_once_breaks_no_promise() {
         guest_support::skip(test, "process_vm_readv is not allowed here");
         return;
     }
-    for backend in BackendKind::ALL {
+    for setting in Setting::all() {
         let before = mapped_files();
-        let Some(scene) = Scene::open(test, backend) else {
+        let Some(scene) = Scene::open(test, setting) else {
             return;
         };
         all_at_once(&scene);
@@ -58,7 +60,7 @@ fn everything_at_once_breaks_no_promise() {
         assert_eq!(
             mapped_files(),
             before,
-            "{backend}: mappings are left behind"
+            "{setting:?}: mappings are left behind"
         );
     }
 }
@@ -74,6 +76,9 @@ fn all_at_once(scene: &Scene) {
             scope.spawn(|| looker::look_for_gaps(scene)),
             scope.spawn(|| touch::read(scene)),
             scope.spawn(|| touch::write(scene)),
+            scope.spawn(|| pinner::pin(scene)),
+            scope.spawn(|| shrinker::shrink_and_grow(scene)),
+            scope.spawn(|| logger::log(scene)),
         ];
         // One that fails ends the others.
         let ended = mappers.into_iter().chain(others).map(|one| one.join());
@@ -82,5 +87,5 @@ fn all_at_once(scene: &Scene) {
     let said = said.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     scene.stop_guest();
     let mut stderr = std::io::stderr();
-    writeln!(stderr, "{}: {}", scene.backend, said.join("; ")).unwrap();
+    writeln!(stderr, "{:?}: {}", scene.setting, said.join("; ")).unwrap();
 }

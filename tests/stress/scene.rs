@@ -10,16 +10,25 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vm_remap::Protection::{ReadOnly, ReadWrite};
-use vm_remap::{BackendKind, GuestAddress, PageRange, SlotNumbers, Source, Window, WindowOptions};
+use vm_remap::{
+    BackendKind, GuestAddress, OnPinned, PageRange, SlotNumbers, Source, Window, WindowOptions,
+};
 use vm_remap_cli::guest::{GpaRange, Guest, PAGE, Program};
 
-use crate::guest_support::{self, MIB, SLOT};
+use crate::guest_support::{self, MIB, SLOT, wait_for};
 
 /// Threads that change windows. The last one only replaces in its own part, which is never a hole.
 pub(crate) const MAPPERS: u64 = 4;
 /// Pages of a window; each mapper has a part of it, and the last part is everybody's.
 pub(crate) const PAGES: u64 = 2048;
 pub(crate) const PART: u64 = PAGES / 8;
+/// The first page, in the first window, of the part whose file shrinks and grows.
+pub(crate) const SHRINKING: u64 = MAPPERS * PART;
+/// The window whose dirty log is on, and the first page of the part that only its keeper changes.
+pub(crate) const LOGGED: usize = 1;
+pub(crate) const LOGGED_PART: u64 = 0;
+/// How long a change waits for pins.
+const PATIENCE: Duration = Duration::from_millis(5);
 const SEGMENTS: u64 = 4;
 const BASE: u64 = 4 << 30;
 /// From the start of one window to the start of the next.
@@ -33,15 +42,31 @@ const WALKER: usize = 0;
 pub(crate) const READER: usize = 1;
 pub(crate) const WRITER: usize = 2;
 
-pub(crate) struct Scene {
+/// One way to run the test.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setting {
     pub(crate) backend: BackendKind,
-    pub(crate) windows: Vec<Window>,
+    /// Whether a resolver has the guest's faults.
+    pub(crate) resolved: bool,
+}
+
+impl Setting {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let both = |backend| [false, true].map(|resolved| Self { backend, resolved });
+        BackendKind::ALL.into_iter().flat_map(both)
+    }
+}
+
+pub(crate) struct Scene {
+    pub(crate) setting: Setting,
+    pub(crate) windows: Vec<Arc<Window>>,
     /// Host address of each window's first byte.
     pub(crate) arenas: Vec<u64>,
     pub(crate) guest: Guest,
     blobs: Vec<File>,
     seed: u64,
-    end: Instant,
+    begun: Instant,
+    lasts: Duration,
     broken: AtomicBool,
 }
 
@@ -98,23 +123,25 @@ fn blob(number: usize) -> File {
 
 impl Scene {
     /// A guest with its windows, every segment registered; `None` where there is no KVM.
-    pub(crate) fn open(test: &str, backend: BackendKind) -> Option<Self> {
+    pub(crate) fn open(test: &str, setting: Setting) -> Option<Self> {
         let len = STRIDE * WINDOWS as u64;
         let guest = guest_support::open(test, 3, Some(GpaRange { base: BASE, len }))?;
         let blobs: Vec<File> = (0..BLOBS).map(blob).collect();
         let open = |(base, number): (u64, u32)| {
             WindowOptions::new(GuestAddress(base), PAGES * PAGE)
                 .segment_size(PAGES / SEGMENTS * PAGE)
-                .backend(backend)
+                .backend(setting.backend)
+                .on_pinned(OnPinned::Wait(PATIENCE))
                 .open(
                     Arc::clone(guest.vm()) as _,
                     SlotNumbers::new(number..number + 4096),
                 )
+                .map(Arc::new)
                 .unwrap()
         };
         let places = (0..).map(|index| BASE + index * STRIDE);
         let numbers = (0..).map(|index| SLOT + index * 4096);
-        let windows: Vec<Window> = places.zip(numbers).take(WINDOWS).map(open).collect();
+        let windows: Vec<Arc<Window>> = places.zip(numbers).take(WINDOWS).map(open).collect();
         let all = Source::descriptor(blobs[0].as_fd(), 0);
         let mut arenas = Vec::new();
         for window in &windows {
@@ -122,15 +149,21 @@ impl Scene {
             arenas.push(window.lookup(window.base()).unwrap().host_address);
             window.unmap(pages(0, PAGES)).unwrap();
         }
+        if setting.resolved {
+            windows
+                .iter()
+                .for_each(|window| guest.resolver().add(window));
+        }
         let seconds = variable("VM_REMAP_STRESS_SECONDS").unwrap_or(5);
         let scene = Self {
-            backend,
+            setting,
             windows,
             arenas,
             guest,
             blobs,
             seed: variable("VM_REMAP_STRESS_SEED").unwrap_or(1),
-            end: Instant::now() + Duration::from_secs(seconds) / 2,
+            begun: Instant::now(),
+            lasts: Duration::from_secs(seconds) / 4,
             broken: AtomicBool::new(false),
         };
         let (start, count) = scene.always_mapped();
@@ -155,9 +188,31 @@ impl Scene {
         BASE + window as u64 * STRIDE + page * PAGE
     }
 
+    /// Whether a page of a window is one whose file shrinks and grows.
+    pub(crate) fn shrinks(window: usize, page: u64) -> bool {
+        window == 0 && (SHRINKING..SHRINKING + PART).contains(&page)
+    }
+
+    /// Whether there is never a hole for the guest at a page of a window.
+    pub(crate) fn never_a_hole(&self, window: usize, page: u64) -> bool {
+        let (start, count) = self.always_mapped();
+        let there = window == 0 && (start..start + count).contains(&page);
+        there && self.setting.backend == BackendKind::Fixed
+    }
+
     /// Whether there is time left, and nothing broken.
     pub(crate) fn goes_on(&self) -> bool {
-        Instant::now() < self.end && !self.broken.load(Ordering::Relaxed)
+        self.begun.elapsed() < self.lasts && !self.broken.load(Ordering::Relaxed)
+    }
+
+    /// The same, and for as long as nothing was `done` yet: a slow machine must not fail for that.
+    pub(crate) fn goes_on_with(&self, done: u64) -> bool {
+        self.goes_on() || done == 0 && !self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Whether the second half has begun.
+    pub(crate) fn is_half_over(&self) -> bool {
+        self.begun.elapsed() >= self.lasts / 2
     }
 
     pub(crate) fn alarm(&self) -> Alarm<'_> {
@@ -176,8 +231,14 @@ impl Scene {
         }
     }
 
+    /// Starts the guest's walk: over a whole window where its holes are resolved, else over what is
+    /// always mapped.
     pub(crate) fn start_guest(&self) {
-        let (start, count) = self.always_mapped();
+        let (start, count) = if self.setting.resolved {
+            (0, PAGES)
+        } else {
+            self.always_mapped()
+        };
         let base = self.guest_address(0, start);
         let len = count * PAGE;
         self.guest
@@ -185,12 +246,24 @@ impl Scene {
             .unwrap();
     }
 
-    /// With `fixed`, a part that is replaced all the time is never missing for the guest.
+    /// With `fixed`, a part that is replaced all the time is never missing for the guest. With a
+    /// resolver, nothing that it finds ends its walk.
     pub(crate) fn stop_guest(&self) {
+        let Setting { backend, resolved } = self.setting;
+        if resolved {
+            wait_for("walk over all holes", || {
+                self.guest.passes(WALKER).unwrap() > 0
+            });
+        }
         let ran = self.guest.stop(WALKER).unwrap();
         assert!(ran.accesses > 0, "the guest did nothing");
-        if self.backend == BackendKind::Fixed {
+        if resolved || backend == BackendKind::Fixed {
             assert_eq!((ran.efaults, ran.mmio), (0, 0), "{ran:?}");
+        }
+        if resolved {
+            let counters = self.guest.resolver().counters();
+            assert_eq!(counters.stops, 0, "{counters:?}");
+            assert!(counters.holes > 0, "{counters:?}");
         }
     }
 
@@ -199,7 +272,7 @@ impl Scene {
         for window in &self.windows {
             let counters = window.counters();
             let unregistered = counters.slots_unregistered;
-            if self.backend == BackendKind::Fixed {
+            if self.setting.backend == BackendKind::Fixed {
                 assert_eq!(
                     (counters.slots, unregistered),
                     (SEGMENTS, 0),
@@ -208,9 +281,11 @@ impl Scene {
             }
             assert_eq!(counters.mappings, window.mappings().len() as u64);
             assert_eq!(counters.slots_registered - unregistered, counters.slots);
+            assert_eq!(counters.pins, 0, "a pin is left");
         }
         self.check_blobs();
         for window in self.windows {
+            let window = Arc::into_inner(window).expect("the guest's pages hold a window");
             window.close().unwrap();
         }
     }

@@ -17,20 +17,40 @@ fn pointer(address: u64) -> *mut c_void {
 /// The byte at `address`, or `None` where a guest's read of it would not be satisfied: the
 /// protection counts, unlike in `/proc/self/mem`.
 pub fn peek(address: u64) -> Option<u8> {
-    let mut byte = 0_u8;
-    let local = libc::iovec {
-        iov_base: (&raw mut byte).cast(),
-        iov_len: 1,
-    };
-    let remote = libc::iovec {
-        iov_base: pointer(address),
-        iov_len: 1,
-    };
+    peek_pages(address, 1)[0]
+}
+
+/// The same for the first bytes of `count` pages, with a system call for each that cannot be read
+/// and one for all others.
+pub fn peek_pages(address: u64, count: u64) -> Vec<Option<u8>> {
     let own = std::process::id().cast_signed();
-    // SAFETY: the kernel writes one byte at most, to `byte`, which nothing else uses meanwhile; it
-    // checks the other address itself.
-    let read = unsafe { libc::process_vm_readv(own, &raw const local, 1, &raw const remote, 1, 0) };
-    (read == 1).then_some(byte)
+    let one = |base| libc::iovec {
+        iov_base: base,
+        iov_len: 1,
+    };
+    let pages = (0..count).map(|page| one(pointer(address + page * 4096)));
+    let pages: Vec<libc::iovec> = pages.collect();
+    let mut seen = vec![None; pages.len()];
+    let mut bytes = vec![0_u8; pages.len()];
+    let mut from = 0;
+    while from < pages.len() {
+        let remote = &pages[from..];
+        let local = libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: remote.len(),
+        };
+        let (to, at, all) = (&raw const local, remote.as_ptr(), remote.len() as u64);
+        // SAFETY: the kernel writes no more than `iov_len` bytes, to `bytes`, which has them and
+        // which nothing else uses meanwhile; it checks the other addresses itself.
+        let read = unsafe { libc::process_vm_readv(own, to, 1, at, all, 0) };
+        let read = usize::try_from(read).unwrap_or(0);
+        for (seen, byte) in seen[from..].iter_mut().zip(&bytes[..read]) {
+            *seen = Some(*byte);
+        }
+        // The one that ended it cannot be read.
+        from += read + 1;
+    }
+    seen
 }
 
 /// Whether the kernel lets this process look at all.

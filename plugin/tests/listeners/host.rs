@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_remap::{DmaListener, DmaMapping, PAGE_SIZE, Slot, SlotProvider};
 
-use crate::eyes::peek;
+use crate::eyes::peek_pages;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -82,10 +82,7 @@ pub struct Listener {
 }
 
 pub fn look(mapping: &DmaMapping) -> Vec<Option<u8>> {
-    let pages = (0..mapping.len()).step_by(PAGE_SIZE as usize);
-    pages
-        .map(|offset| peek(mapping.host_address() + offset))
-        .collect()
+    peek_pages(mapping.host_address(), mapping.len() / PAGE_SIZE)
 }
 
 impl Host {

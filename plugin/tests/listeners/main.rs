@@ -26,6 +26,8 @@ mod order;
 mod trial;
 
 use std::io::Write;
+use std::panic::resume_unwind;
+use std::thread;
 
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof};
@@ -56,32 +58,35 @@ fn every_call_fails_in_turn() {
     if !can_look("every_call_fails_in_turn") {
         return;
     }
+    // The lab's emulation takes some fifty times as long. 17 falls on every kind of plan in turn.
+    let stride = std::env::var_os("VM_REMAP_LAB").map_or(1, |_| 17);
+    let runs: u64 = thread::scope(|scope| {
+        let backends = BackendKind::ALL.map(|backend| scope.spawn(move || every(backend, stride)));
+        let ended = backends.map(|backend| backend.join());
+        ended.map(|runs| runs.unwrap_or_else(|panic| resume_unwind(panic)))
+    })
+    .into_iter()
+    .sum();
+    assert!(
+        runs > 5000 / stride as u64,
+        "the scripts make too few calls: {runs}"
+    );
+}
+
+/// Every script with every plan, or every `stride`th; how many runs that were.
+fn every(backend: BackendKind, stride: usize) -> u64 {
     let memories = Memories::new();
     let mut findings = Findings::default();
     let mut runs = 0;
-    // The lab's emulation takes some fifty times as long. 17 falls on every kind of plan in turn.
-    let stride = std::env::var_os("VM_REMAP_LAB").map_or(1, |_| 17);
-    for backend in BackendKind::ALL {
-        for (script, steps) in scripts() {
-            let calls = run(
-                backend,
-                script,
-                &steps,
-                &memories,
-                &Plan::new(),
-                &mut findings,
-            );
-            for plan in plans(calls).step_by(stride) {
-                run(backend, script, &steps, &memories, &plan, &mut findings);
-                runs += 1;
-            }
+    for (script, steps) in scripts() {
+        let mut with = |plan: &Plan| run(backend, script, &steps, &memories, plan, &mut findings);
+        for plan in plans(with(&Plan::new())).step_by(stride) {
+            with(&plan);
+            runs += 1;
         }
     }
-    assert!(
-        runs > 5000 / stride,
-        "the scripts make too few calls: {runs}"
-    );
     assert!(findings.is_empty(), "{findings}");
+    runs
 }
 
 /// Each of `calls` calls failing alone, and then with one of the next.
