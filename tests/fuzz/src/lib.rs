@@ -14,10 +14,14 @@
     reason = "a target computes with small figures of its own, and fails where it cannot go on"
 )]
 
+mod devices;
+mod dirty;
 mod eyes;
 mod figures;
 mod files;
+mod held;
 mod memories;
+mod model;
 pub mod operations;
 #[path = "../../../plugin/tests/common/recorder.rs"]
 #[expect(

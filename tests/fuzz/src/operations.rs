@@ -6,12 +6,16 @@ use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Unstructured};
 use vm_remap::{
-    BackendKind, Batch, Error, GuestAddress, LayoutRecord, OnWorkers, PAGE_SIZE, PageRange,
-    Prefault, Protection, Slot, SlotNumbers, StateAfter, Window, WindowOptions,
+    BackendKind, Batch, Error, GuestAddress, LayoutRecord, OnPinned, OnWorkers, PAGE_SIZE,
+    PageRange, Slot, SlotNumbers, StateAfter, Window, WindowOptions,
 };
 
+use crate::devices::Listening;
+use crate::dirty::{Dirty, Round};
 use crate::eyes::{is_mapped, peek, poke};
-use crate::memories::{Backing, Memories, Memory, PAGES};
+use crate::held::Held;
+use crate::memories::{Memories, Memory, PAGES};
+use crate::model::{Change, Entry, Model, Range, nothing};
 use crate::recorder::Recorder;
 
 const BASE: u64 = 4 << 30;
@@ -28,27 +32,6 @@ struct Setting {
     skew: u8,
 }
 
-#[derive(Arbitrary, Clone, Copy, Debug)]
-struct Range {
-    start: u8,
-    pages: u8,
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-struct Mapped {
-    memory: Memory,
-    from: u8,
-    read_only: bool,
-    prefault: u8,
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Change {
-    Map(Range, Mapped),
-    Replace(Range, Mapped),
-    Unmap(Range),
-}
-
 #[derive(Arbitrary, Clone, Debug)]
 enum Op {
     One(Change),
@@ -61,96 +44,16 @@ enum Op {
     Poke(u8, u64),
     /// The next slot that is registered is refused.
     RefuseSlot,
-}
-
-impl Range {
-    /// It always lies in the window: other figures are the business of the target `requests`.
-    fn pages(self) -> PageRange {
-        let start = u64::from(self.start) % PAGES;
-        let count = 1 + u64::from(self.pages) % (PAGES - start);
-        PageRange::new(start * PAGE_SIZE, count * PAGE_SIZE).unwrap()
-    }
-}
-
-impl Mapped {
-    fn first_page(self, range: PageRange) -> u64 {
-        let count = range.len() / PAGE_SIZE;
-        u64::from(self.from) % (PAGES - count + 1)
-    }
-
-    fn protection(self) -> Protection {
-        match self.read_only {
-            true => Protection::ReadOnly,
-            false => Protection::ReadWrite,
-        }
-    }
-
-    fn prefault(self) -> Prefault {
-        match self.prefault % 8 {
-            0 => Prefault::HostRead,
-            1 => Prefault::HostWrite,
-            2 => Prefault::Guest,
-            _ => Prefault::None,
-        }
-    }
-}
-
-impl Change {
-    fn parts(self) -> (PageRange, Option<Mapped>, bool) {
-        match self {
-            Self::Map(range, mapped) => (range.pages(), Some(mapped), true),
-            Self::Replace(range, mapped) => (range.pages(), Some(mapped), false),
-            Self::Unmap(range) => (range.pages(), None, false),
-        }
-    }
-}
-
-/// What is behind a page of the window.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    backing: Backing,
-    writable: bool,
-}
-
-#[derive(Clone)]
-struct Model {
-    pages: Vec<Option<Entry>>,
-    /// Mappings of anonymous memory so far.
-    instances: u64,
-}
-
-impl Model {
-    fn of(&mut self, range: PageRange) -> &mut [Option<Entry>] {
-        let (start, end) = (range.start() / PAGE_SIZE, range.end() / PAGE_SIZE);
-        &mut self.pages[start as usize..end as usize]
-    }
-
-    /// Makes a change, or says that it must be refused.
-    fn apply(&mut self, change: Change, private_works: bool) -> bool {
-        let (range, mapped, into_hole) = change.parts();
-        if into_hole && self.of(range).iter().any(Option::is_some) {
-            return false;
-        }
-        if mapped.is_some_and(|mapped| mapped.memory == Memory::Private) && !private_works {
-            return false;
-        }
-        self.instances += 1;
-        let instance = self.instances;
-        for (at, page) in (0..).zip(self.of(range)) {
-            *page = mapped.map(|mapped| Entry {
-                backing: Backing {
-                    memory: mapped.memory,
-                    instance: match mapped.memory {
-                        Memory::Anonymous => instance,
-                        _ => 0,
-                    },
-                    page: mapped.first_page(range) + at,
-                },
-                writable: !mapped.read_only,
-            });
-        }
-        true
-    }
+    Pin(Range),
+    Unpin(u8),
+    /// The VMM writes a word through one of its pins.
+    Write(u8, u64),
+    Prepare(Vec<Change>),
+    CommitPrepared(u8),
+    DropPrepared(u8),
+    Log(Round),
+    /// A listener for DMA comes or goes.
+    Listen,
 }
 
 struct Case {
@@ -159,6 +62,8 @@ struct Case {
     recorder: Arc<Recorder>,
     arena: Option<u64>,
     model: Model,
+    dirty: Dirty,
+    listening: Listening,
     /// A slot call may fail, so that a call may.
     refusing: bool,
 }
@@ -176,6 +81,7 @@ pub fn run(data: &[u8]) {
         .backend(BackendKind::ALL[usize::from(setting.memslot)])
         .fallback(setting.fallback)
         .scratch_page(GuestAddress(1 << 40))
+        .on_pinned(OnPinned::Refuse)
         .open(Arc::clone(&recorder) as _, SlotNumbers::new(8..520))
         .unwrap();
     let pages = nothing();
@@ -188,87 +94,198 @@ pub fn run(data: &[u8]) {
             pages,
             instances: 0,
         },
+        dirty: Dirty::default(),
+        listening: Listening::default(),
         refusing: false,
     };
+    let mut held = Held::new(&window);
     let mut count = 0;
     while let Ok(op) = Op::arbitrary(&mut data)
         && !data.is_empty()
         && count < MOST_OPS
     {
         count += 1;
-        if !case.step(&window, &op) {
+        if !case.step(&mut held, &op) {
             break;
         }
     }
+    drop(held);
     let arena = case.arena;
     assert!(arena.is_none_or(|arena| is_mapped(arena, LEN)), "a gap");
     window.close().unwrap();
     assert_eq!(recorder.registered(), 0, "a slot outlives its window");
+    assert!(case.listening.reaches_nothing(), "devices outlive it");
 }
 
 impl Case {
     /// One operation and what holds after it; whether the window can go on.
-    fn step(&mut self, window: &Window, op: &Op) -> bool {
+    fn step(&mut self, held: &mut Held<'_>, op: &Op) -> bool {
+        let before = self.model.pages.clone();
         let mut after = self.model.clone();
+        let Some((touched, result, legal)) = self.make(held, op, &mut after) else {
+            self.keep(held, op);
+            return true;
+        };
+        let pinned = held.is_pinned(touched.iter().copied());
+        if let Err(error) = &result
+            && pinned
+            && legal
+            && !self.refusing
+        {
+            assert!(matches!(error, Error::Pinned { .. }), "{op:?}: {error}");
+        }
+        let goes_on = self.judge(&result, legal && !pinned, after, op);
+        if goes_on {
+            let changed = touched.iter().flat_map(|range| {
+                let (start, end) = (range.start() / PAGE_SIZE, range.end() / PAGE_SIZE);
+                start..end
+            });
+            let there = |page: &u64| {
+                let page = *page as usize;
+                before[page].is_some() || self.model.pages[page].is_some()
+            };
+            let made = result.is_ok();
+            self.dirty.note(changed.filter(|page| made && there(page)));
+            self.look(held, op);
+        }
+        goes_on
+    }
+
+    /// Makes changes: what they touch, whether they were made, and whether they had to be, but for
+    /// pins. `None` for all other operations.
+    fn make(
+        &mut self,
+        held: &mut Held<'_>,
+        op: &Op,
+        after: &mut Model,
+    ) -> Option<(Vec<PageRange>, Result<(), Error>, bool)> {
+        let window = held.window;
         let private_works = self.setting.memslot || self.setting.fallback;
-        let (result, legal) = match op {
-            Op::One(change) => (
-                self.change(window, *change),
-                after.apply(*change, private_works),
-            ),
-            Op::Batch(changes) => {
-                let all = |change: &Change| after.apply(*change, private_works);
-                (self.batch(window, changes), changes.iter().all(all))
+        let mut all = |changes: &[Change]| {
+            let mut changes = changes.iter();
+            changes.all(|change| after.apply(*change, private_works))
+        };
+        Some(match op {
+            Op::One(change) => {
+                let made = self.change(window, *change);
+                (vec![change.parts().0], made, all(&[*change]))
             }
-            Op::Relocate(to) => (window.relocate(GuestAddress(u64::from(*to) << 30)), true),
-            Op::InvalidateRoots => (window.invalidate_roots(OnWorkers::Allow).map(drop), true),
+            Op::Batch(changes) => {
+                let made = window.commit(&self.batch(changes));
+                (ranges(changes), made, all(changes))
+            }
+            Op::CommitPrepared(which) => {
+                let (prepared, changes) = held.take(*which)?;
+                let made = window.commit_prepared(prepared);
+                (ranges(&changes), made, all(&changes))
+            }
+            Op::Relocate(to) => {
+                let made = window.relocate(GuestAddress(u64::from(*to) << 30));
+                self.dirty.note((0..PAGES).filter(|_| made.is_ok()));
+                (Vec::new(), made, true)
+            }
+            Op::InvalidateRoots => {
+                let made = window.invalidate_roots(OnWorkers::Allow).map(drop);
+                (Vec::new(), made, true)
+            }
             Op::Replay => {
                 let record = window.record();
-                let emptied = window.unmap(PageRange::new(0, LEN).unwrap());
-                if emptied.is_ok() {
+                let whole = PageRange::new(0, LEN).unwrap();
+                let mut made = window.unmap(whole);
+                if made.is_ok() {
                     let entries = std::mem::replace(&mut self.model.pages, nothing());
-                    (self.replay(window, &record, &entries, &mut after), true)
-                } else {
-                    (emptied, true)
+                    made = self.replay(window, &record, &entries, after);
                 }
+                (vec![whole], made, true)
             }
-            Op::Poke(page, word) => return self.poke(window, u64::from(*page) % PAGES, *word),
+            _ => return None,
+        })
+    }
+
+    /// Takes over what a call has made, or what it left; whether the window can go on.
+    fn judge(&mut self, result: &Result<(), Error>, legal: bool, after: Model, op: &Op) -> bool {
+        let Err(error) = result else {
+            assert!(legal, "{op:?} was done");
+            self.model = after;
+            return true;
+        };
+        assert!(!legal || self.refusing, "{op:?}: {error}");
+        let arena = self.arena;
+        assert!(
+            arena.is_none_or(|arena| is_mapped(arena, LEN)),
+            "{op:?}: a gap"
+        );
+        match (error.state_after(), op) {
+            (StateAfter::Unchanged, _) => {}
+            (StateAfter::Hole, Op::One(change)) => {
+                self.model.of(change.parts().0).fill(None);
+            }
+            (state, _) => {
+                assert!(
+                    self.refusing && state == StateAfter::Poisoned,
+                    "{op:?} {error}"
+                );
+                assert!(self.recorder.live().is_empty(), "poisoned, and still there");
+                assert!(self.listening.reaches_nothing(), "poisoned, and reached");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// What changes no memory of the window, or only a word.
+    fn keep(&mut self, held: &mut Held<'_>, op: &Op) {
+        match op {
+            Op::Poke(page, word) => self.poke(held.window, u64::from(*page) % PAGES, *word),
             Op::RefuseSlot => {
                 self.recorder.fail_next_register();
                 self.refusing = true;
-                return true;
             }
-        };
-        match &result {
-            Ok(()) => {
-                assert!(legal, "{op:?} was done");
-                self.model = after;
+            Op::Pin(range) => {
+                let range = range.pages();
+                let is_mapped = self.model.of(range).iter().all(Option::is_some);
+                held.pin(range, is_mapped);
             }
-            Err(error) => {
-                assert!(!legal || self.refusing, "{op:?}: {error}");
-                let arena = self.arena;
-                assert!(
-                    arena.is_none_or(|arena| is_mapped(arena, LEN)),
-                    "{op:?}: a gap"
-                );
-                match (error.state_after(), op) {
-                    (StateAfter::Unchanged, _) => {}
-                    (StateAfter::Hole, Op::One(change)) => {
-                        self.model.of(change.parts().0).fill(None);
-                    }
-                    (state, _) => {
-                        assert!(
-                            self.refusing && state == StateAfter::Poisoned,
-                            "{op:?} {error}"
-                        );
-                        assert!(self.recorder.live().is_empty(), "poisoned, and still there");
-                        return false;
+            Op::Unpin(which) => held.unpin(*which),
+            Op::Write(which, word) => self.write(held, *which, *word),
+            Op::Prepare(changes) => {
+                let private = |change: &Change| {
+                    let mapped = change.parts().1;
+                    mapped.is_some_and(|mapped| mapped.memory == Memory::Private)
+                };
+                let may_fail = !(self.setting.memslot || self.setting.fallback);
+                let prepared = held.window.prepare(&self.batch(changes));
+                match prepared {
+                    Ok(prepared) => held.keep(prepared, changes),
+                    Err(error) => {
+                        let private = may_fail && changes.iter().any(private);
+                        assert!(private, "{op:?}: {error}");
                     }
                 }
             }
+            Op::DropPrepared(which) => drop(held.take(*which)),
+            Op::Log(round) => self.dirty.turn(*round, held.window, &self.recorder),
+            Op::Listen => self.listening.switch(held.window),
+            // A batch that was not there to be committed.
+            _ => {}
         }
-        self.look(window, op);
-        true
+        self.look(held, op);
+    }
+
+    /// Writes a word through a pin, to its first page.
+    fn write(&mut self, held: &Held<'_>, which: u8, word: u64) {
+        let Some(which) = usize::from(which).checked_rem(held.pins.len()) else {
+            return;
+        };
+        let pin = &held.pins[which];
+        let page = pin.range().start() / PAGE_SIZE;
+        let entry = self.model.pages[page as usize].unwrap();
+        let written = pin.write(0, &word.to_ne_bytes());
+        assert_eq!(written.is_ok(), entry.writable, "{written:?}: {entry:?}");
+        if entry.writable {
+            self.memories.set_word(entry.backing, word);
+            self.dirty.note([page]);
+        }
     }
 
     fn change(&self, window: &Window, change: Change) -> Result<(), Error> {
@@ -288,7 +305,7 @@ impl Case {
         }
     }
 
-    fn batch(&self, window: &Window, changes: &[Change]) -> Result<(), Error> {
+    fn batch(&self, changes: &[Change]) -> Batch<'_> {
         let mut batch = Batch::new();
         for change in changes {
             let (range, mapped, into_hole) = change.parts();
@@ -307,7 +324,7 @@ impl Case {
                 }
             };
         }
-        window.commit(&batch)
+        batch
     }
 
     /// Maps again what was there before the window was emptied.
@@ -337,7 +354,7 @@ impl Case {
         })
     }
 
-    fn poke(&mut self, window: &Window, page: u64, word: u64) -> bool {
+    fn poke(&mut self, window: &Window, page: u64, word: u64) {
         let guest = GuestAddress(window.base().0 + page * PAGE_SIZE);
         let entry = self.model.pages[page as usize];
         let found = window.lookup(guest);
@@ -352,15 +369,18 @@ impl Case {
                 assert_eq!(written, entry.writable, "page {page}: {entry:?}");
                 if written {
                     self.memories.set_word(entry.backing, word);
+                    self.recorder.write(guest);
+                    self.dirty.note([page]);
                 }
             }
         }
-        self.look(window, &Op::Poke(0, word));
-        true
     }
 
-    /// Window, arena and slots are what the model says.
-    fn look(&mut self, window: &Window, op: &Op) {
+    /// Window, arena, slots, pins and devices are what the model says.
+    fn look(&mut self, held: &Held<'_>, op: &Op) {
+        let window = held.window;
+        self.pins(held, op);
+        self.listening.look(window);
         let (base, live) = (window.base().0, self.recorder.live());
         let mut mapped = 0;
         for page in 0..PAGES {
@@ -390,8 +410,26 @@ impl Case {
     }
 }
 
-fn nothing() -> Vec<Option<Entry>> {
-    vec![None; PAGES as usize]
+impl Case {
+    /// What is pinned is what it was, for the VMM as well.
+    fn pins(&self, held: &Held<'_>, op: &Op) {
+        for pin in &held.pins {
+            let first = pin.range().start() / PAGE_SIZE;
+            for at in 0..pin.range().len() / PAGE_SIZE {
+                let entry = self.model.pages[(first + at) as usize].unwrap();
+                let mut word = [0; 8];
+                pin.read(at * PAGE_SIZE, &mut word).unwrap();
+                let (found, known) = (u64::from_ne_bytes(word), self.memories.word(entry.backing));
+                assert_eq!(found, known, "{op:?}: page {at} of {pin:?}");
+            }
+        }
+        let pins = held.pins.len() as u64;
+        assert_eq!(held.window.counters().pins, pins, "{op:?}");
+    }
+}
+
+fn ranges(changes: &[Change]) -> Vec<PageRange> {
+    changes.iter().map(|change| change.parts().0).collect()
 }
 
 const fn host(memory: Memory) -> bool {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Unstructured};
 use vm_remap::{
-    BackendKind, Batch, Error, GuestAddress, PAGE_SIZE, PageRange, Prefault, Protection,
-    SlotNumbers, Source, StateAfter, Window, WindowOptions,
+    BackendKind, Batch, DescriptorPolicy, Error, GuestAddress, PAGE_SIZE, PageRange, Prefault,
+    Protection, SlotNumbers, Source, StateAfter, Window, WindowOptions,
 };
 
 use crate::eyes::{is_mapped, peek};
@@ -36,6 +36,9 @@ struct Request {
     fd_offset: Figure,
     read_only: bool,
     prefault: u8,
+    /// Whether the strict policy judges the descriptor.
+    strict: bool,
+    collapse: bool,
 }
 
 #[derive(Arbitrary, Clone, Debug)]
@@ -186,13 +189,19 @@ fn step(window: &Window, files: &Files, arena: u64, act: &Act) {
             "{act:?}: memory in the hole {page}"
         );
     }
-    if let (Ok(()), Act::One(request)) = (&result, act) {
-        as_asked(window, request);
+    match (&result, act) {
+        (Ok(()), Act::One(request)) => as_asked(window, request),
+        (Ok(()), Act::Batch(requests)) => {
+            let let_in = requests.iter().find(|one| one.is_let_in_too_far());
+            assert!(let_in.is_none(), "a policy lets {let_in:?} in");
+        }
+        _ => {}
     }
 }
 
 /// What was answered with success is there.
 fn as_asked(window: &Window, request: &Request) {
+    assert!(!request.is_let_in_too_far(), "a policy lets {request:?} in");
     let (offset, len) = (request.offset.bytes(), request.len.bytes());
     let found = window.lookup(GuestAddress(window.base().0 + offset));
     if matches!(request.verb, Verb::Unmap) {
@@ -210,10 +219,22 @@ impl Request {
         let prefault = match self.prefault % 4 {
             0 => Prefault::HostRead,
             1 => Prefault::HostWrite,
+            2 => Prefault::Guest,
             _ => Prefault::None,
         };
+        let policy = match self.strict {
+            true => DescriptorPolicy::peer(),
+            false => DescriptorPolicy::own(),
+        };
         let source = Source::descriptor(files.descriptor(self.kind), self.fd_offset.bytes());
-        source.label(self.kind as u64).prefault(prefault)
+        let source = source.label(self.kind as u64).prefault(prefault);
+        source.policy(policy).collapse(self.collapse)
+    }
+
+    /// Whether the strict policy must have refused it.
+    fn is_let_in_too_far(&self) -> bool {
+        let sealed = matches!(self.kind, Kind::SealedAgainstShrinking);
+        self.strict && !sealed && !matches!(self.verb, Verb::Unmap)
     }
 
     fn protection(&self) -> Protection {
