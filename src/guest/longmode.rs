@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use kvm_bindings::{kvm_segment, kvm_sregs};
+use kvm_bindings::{CpuId, kvm_segment, kvm_sregs, kvm_xcrs};
 
 use super::memory::{BLOCK, GDT, Layout, PAGE, TABLES, TSS};
 
@@ -32,6 +32,11 @@ const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
 const CR4_OSFXSR: u64 = 1 << 9;
 const CR4_OSXMMEXCPT: u64 = 1 << 10;
+const CR4_OSXSAVE: u64 = 1 << 18;
+/// x87, SSE and AVX state.
+const XCR0: u64 = 7;
+/// CPUID leaf 1, ECX: the processor has XSAVE.
+const CPUID_XSAVE: u32 = 1 << 26;
 const EFER_SCE: u64 = 1 << 0;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
@@ -135,6 +140,25 @@ pub(super) fn enter(sregs: &mut kvm_sregs) {
     sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
     sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
     sregs.efer = EFER_SCE | EFER_LME | EFER_LMA;
+}
+
+/// Lets the guest use AVX, where `cpuid` has it; registers for [`kvm_xcrs`] come with it.
+pub(super) fn enter_avx(sregs: &mut kvm_sregs, cpuid: &CpuId) -> Option<kvm_xcrs> {
+    let leaf = |function| {
+        let mut leaves = cpuid.as_slice().iter();
+        leaves.find(move |leaf| leaf.function == function && leaf.index == 0)
+    };
+    let xsave = leaf(1)?.ecx & CPUID_XSAVE != 0;
+    if !xsave || u64::from(leaf(0xd)?.eax) & XCR0 != XCR0 {
+        return None;
+    }
+    sregs.cr4 |= CR4_OSXSAVE;
+    let mut xcrs = kvm_xcrs {
+        nr_xcrs: 1,
+        ..Default::default()
+    };
+    xcrs.xcrs[0].value = XCR0;
+    Some(xcrs)
 }
 
 #[cfg(test)]

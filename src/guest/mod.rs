@@ -378,8 +378,15 @@ fn enter(fd: &VcpuFd, cpuid: &CpuId) -> Result<(), GuestError> {
         .get_sregs()
         .map_err(GuestError::kvm("read the vCPU's special registers"))?;
     longmode::enter(&mut sregs);
+    let xcrs = longmode::enter_avx(&mut sregs, cpuid);
     fd.set_sregs(&sregs)
-        .map_err(GuestError::kvm("put the vCPU into 64-bit ring 3"))
+        .map_err(GuestError::kvm("put the vCPU into 64-bit ring 3"))?;
+    match xcrs {
+        Some(xcrs) => fd
+            .set_xcrs(&xcrs)
+            .map_err(GuestError::kvm("let the vCPU use AVX")),
+        None => Ok(()),
+    }
 }
 
 fn counter(vcpu: usize, offset: u32) -> u64 {

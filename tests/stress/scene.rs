@@ -285,7 +285,7 @@ impl Scene {
         }
         self.check_blobs();
         for window in self.windows {
-            let window = Arc::into_inner(window).expect("the guest's pages hold a window");
+            let window = Arc::into_inner(window).unwrap();
             window.close().unwrap();
         }
     }

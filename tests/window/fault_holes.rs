@@ -17,7 +17,7 @@ const FIRST: u64 = 1;
 const HOLES: u64 = SEGMENT_PAGES - FIRST;
 
 /// Memory areas that lie in the window's arena.
-fn areas(on: &Resolved) -> usize {
+pub(crate) fn areas(on: &Resolved) -> usize {
     let start = on
         .window
         .lookup(vm_remap::GuestAddress(BASE))
@@ -32,7 +32,7 @@ fn areas(on: &Resolved) -> usize {
 }
 
 /// Bytes of memory that the arena's areas hold.
-fn resident(on: &Resolved) -> u64 {
+pub(crate) fn resident(on: &Resolved) -> u64 {
     let start = on
         .window
         .lookup(vm_remap::GuestAddress(BASE))

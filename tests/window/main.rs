@@ -9,6 +9,9 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[expect(unreachable_pub, reason = "shared with the tests of the library")]
+#[path = "../../plugin/tests/common/alone.rs"]
+mod alone;
 #[expect(
     dead_code,
     reason = "slots without a window are for the guest's own tests"
@@ -30,6 +33,7 @@ mod dirty;
 mod failure;
 mod fault;
 mod fault_holes;
+mod fault_poison;
 mod fault_races;
 mod fault_signals;
 mod flushes;

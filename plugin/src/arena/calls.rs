@@ -18,6 +18,9 @@ pub(super) enum Call {
     Populate,
     /// `madvise` that makes huge pages.
     Collapse,
+    /// `userfaultfd` and its ioctls.
+    #[cfg(feature = "fault")]
+    Poison,
     /// `msync`, which looks for gaps.
     Look,
     /// `munmap`.

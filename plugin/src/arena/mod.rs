@@ -1,6 +1,6 @@
-//! Owns the host address space behind a window, and makes every change of it: this file and
-//! `staged` are the only ones of the library that call `mmap`, `mremap` and `munmap`. Never decides what goes where, and never
-//! reads or writes a byte of it.
+//! Owns the host address space behind a window, and makes every change of it: this folder is the
+//! only one of the library that calls `mmap`, `mremap` and `munmap`. Never decides what goes where,
+//! and never reads or writes a byte of it.
 //!
 //! What every unsafe block here rests on:
 //! 1. The range is ours: [`Arena::reserve`] took it from the kernel, nobody else places anything
@@ -22,6 +22,8 @@ mod calls;
 #[cfg(test)]
 pub(crate) mod faults;
 mod nudge;
+#[cfg(feature = "fault")]
+pub(crate) mod poison;
 mod staged;
 
 use std::ffi::c_void;

@@ -176,7 +176,7 @@ impl Drop for Staged {
 
 /// Where to ask the kernel for `len` bytes; 0 leaves it to the kernel. A range that is free now:
 /// should another thread take it, the kernel gives another one.
-fn hint(len: usize, site: Site) -> rustix::io::Result<usize> {
+pub(super) fn hint(len: usize, site: Site) -> rustix::io::Result<usize> {
     let huge = usize::try_from(HUGE_2M).map_err(|_| Errno::NOMEM)?;
     let target = match site {
         Site::CongruentWith(target) if len >= huge => target,

@@ -13,6 +13,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::exit::{After, Exit};
 use super::report::Report;
+use super::sigbus;
 use super::vcpu::{CodeSize, FaultedVcpu, Registers, StepEnd};
 use super::vcpu_faults::VcpuFaults;
 use crate::range::GuestAddress;
@@ -123,7 +124,8 @@ impl VcpuFaults<VcpuFd> {
             }
             // Linux 6.1 leaves the last exit's reason where a run fails.
             vcpu.get_kvm_run().exit_reason = NO_EXIT;
-            let exit = match vcpu.run() {
+            let (ran, touched) = sigbus::listen(|| vcpu.run());
+            let exit = match ran {
                 Ok(VcpuExit::MemoryFault { gpa, .. }) => Exit::Fault(Some(GuestAddress(gpa))),
                 Ok(VcpuExit::Debug(_)) if self.is_step_end(StepEnd::Debug) => Exit::Debug,
                 Ok(VcpuExit::Shutdown) if self.is_step_end(StepEnd::Shutdown) => Exit::Shutdown,
@@ -151,12 +153,15 @@ impl VcpuFaults<VcpuFd> {
                     let answer = on_exit(Ok(exit));
                     return self.hand_over(vcpu, &signal, Ok(answer));
                 }
-                Err(error) => match error.errno() {
-                    libc::EFAULT | libc::EHWPOISON => Exit::Fault(None),
-                    libc::EINTR if self.is_step_end(StepEnd::Shutdown) && signal.put_off(vcpu) => {
+                Err(error) => match (error.errno(), touched) {
+                    (libc::EINTR, Some(host)) => Exit::HostFault(host),
+                    (libc::EFAULT | libc::EHWPOISON, _) => Exit::Fault(None),
+                    (libc::EINTR, None)
+                        if self.is_step_end(StepEnd::Shutdown) && signal.put_off(vcpu) =>
+                    {
                         continue;
                     }
-                    errno => return self.leave(vcpu, &signal, errno, on_exit),
+                    (errno, _) => return self.leave(vcpu, &signal, errno, on_exit),
                 },
             };
             let piece_over = matches!(exit, Exit::Shutdown);
@@ -168,7 +173,11 @@ impl VcpuFaults<VcpuFd> {
                 }
                 After::RunAgain => {}
                 After::Stop(report) => return self.hand_over(vcpu, &signal, Err(report)),
-                After::Yours => return self.leave(vcpu, &signal, libc::EFAULT, on_exit),
+                After::Yours => {
+                    // The window that was touched is closed by now.
+                    let errno = touched.map_or(libc::EFAULT, |_| libc::EINTR);
+                    return self.leave(vcpu, &signal, errno, on_exit);
+                }
             }
         }
     }

@@ -52,17 +52,22 @@
 //! # fn main() {}
 //! ```
 //!
+//! Some addresses cannot be computed: those of a gather, of the guest's own page tables. With a
+//! [`SigbusHook`], the touch itself tells them; without, they stop the vCPU.
+//!
 //! With another hypervisor's crate, implement [`FaultedVcpu`] and call [`VcpuFaults::after_run`]
 //! once after *every* run of the vCPU, whatever ended it.
 
 mod decode;
 mod exit;
 mod find;
+mod hunt;
 #[cfg(feature = "kvm")]
 mod kvm;
 mod mmio;
 mod rate;
 pub(crate) mod report;
+mod sigbus;
 mod tally;
 mod vcpu;
 mod vcpu_faults;
@@ -70,12 +75,13 @@ mod vcpu_faults;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
 pub use self::exit::{After, Exit};
 #[cfg(feature = "kvm")]
 pub use self::kvm::KvmStepping;
 pub use self::report::{Event, FaultCounters, Report};
+pub use self::sigbus::SigbusHook;
 pub use self::vcpu::{CodeSize, FaultedVcpu, GuestCode, Registers, StepEnd};
 pub use self::vcpu_faults::VcpuFaults;
 
@@ -103,6 +109,8 @@ struct Watched {
     window: Weak<Window>,
     hole_told: AtomicBool,
     write_told: AtomicBool,
+    /// That touches of its armed holes are taken, or that they cannot be.
+    guarded: OnceLock<Option<sigbus::Guarded>>,
 }
 
 /// A place in a window.
@@ -152,6 +160,7 @@ impl FaultResolver {
             window: Arc::downgrade(window),
             hole_told: AtomicBool::new(false),
             write_told: AtomicBool::new(false),
+            guarded: OnceLock::new(),
         }));
     }
 

@@ -48,7 +48,9 @@ impl fmt::Display for Report {
                 "no page could be put there for it (error {errno}); free memory or memory areas"
             )?,
             Obstacle::Poisoned => f.write_str("the window is poisoned; close it")?,
-            Obstacle::Unknown => f.write_str("the hypervisor does not tell the address")?,
+            Obstacle::Unknown => f.write_str(
+                "the hypervisor does not tell the address; a SigbusHook would, if it lies in a hole",
+            )?,
         }
         match self.rip {
             Some(rip) => write!(f, " (rip {rip:#x})"),
@@ -123,6 +125,8 @@ pub struct FaultCounters {
     pub dropped_writes: u64,
     /// Mappings that had lost pages.
     pub lost: u64,
+    /// Times that holes were armed, to learn an address.
+    pub armed: u64,
     /// Single steps.
     pub steps: u64,
     /// Faults that ended in a report.

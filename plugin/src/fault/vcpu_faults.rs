@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::exit::{After, Exit};
 use super::find::{Found, Search};
+use super::hunt::Hunt;
 use super::rate::Pace;
 use super::report::{Event, Report};
 use super::tally::count;
@@ -25,6 +26,9 @@ const ROUNDS: u32 = 16;
 /// How often nothing can be in the way of the same instruction, with the same registers and
 /// unchanged windows, before it is given up.
 const FRUITLESS: u32 = 64;
+/// How often that is before its address is hunted for: where a page stands in, and where none does.
+const PATIENCE_STANDING: u32 = 8;
+const PATIENCE: u32 = 1;
 
 /// One vCPU's part of a [`FaultResolver`], used by its thread.
 ///
@@ -38,6 +42,7 @@ pub struct VcpuFaults<V: FaultedVcpu> {
     pace: Pace,
     slowed_told: bool,
     fruitless: (Registers, u64, u32),
+    pub(super) hunt: Hunt,
 }
 
 /// A step that has begun.
@@ -69,6 +74,7 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
             pace: Pace::new(),
             slowed_told: false,
             fruitless: (Registers::default(), 0, 0),
+            hunt: Hunt::default(),
         }
     }
 
@@ -84,7 +90,10 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
                 self.fault(vcpu, place)
             }
             Exit::HostFault(address) => match self.resolver.place_of_host(address) {
-                Some(place) => self.fault(vcpu, Some(place)),
+                Some(place) => {
+                    self.hunt.found();
+                    self.fault(vcpu, Some(place))
+                }
                 None => self.not_ours(vcpu),
             },
             Exit::MmioRead(address, into) => {
@@ -125,6 +134,7 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
     }
 
     fn fault(&mut self, vcpu: &mut V, told: Option<Place>) -> After {
+        self.hunt.disarm();
         count(&self.resolver.tally.faults);
         self.keep_pace();
         let Ok(registers) = vcpu.registers() else {
@@ -138,6 +148,7 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
             repeats,
             guest_faults,
         } = self.resolver.search(vcpu, &registers);
+        let told_nothing = told.is_none();
         if let Some(place) = told
             && !found.iter().any(|found| same_page(&found.place, &place))
         {
@@ -171,16 +182,13 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         if stands && !stays {
             return self.step(vcpu, registers, repeats);
         }
-        if self.is_fruitless(registers, present) {
+        let fruitless = self.is_fruitless(registers, present);
+        if told_nothing && self.goes_hunting(stands) {
+            return After::RunAgain;
+        }
+        if fruitless {
             let first = found.first();
-            let obstacle =
-                match first.and_then(|first| first.place.window.lookup(first.place.address())) {
-                    Some(there) => Obstacle::Mapping {
-                        label: there.mapping.label(),
-                        errno: rustix::io::Errno::FAULT.raw_os_error(),
-                    },
-                    None => Obstacle::Unknown,
-                };
+            let obstacle = first.map_or(Obstacle::Unknown, unseen);
             return self.stop(vcpu, Some(&registers), first, obstacle);
         }
         if !stands {
@@ -324,6 +332,7 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
     }
 
     fn finish(&mut self, vcpu: &mut V) -> Result<(), Report> {
+        self.hunt.disarm();
         if !self.held.is_empty() {
             self.give_up_pages();
         }
@@ -381,6 +390,21 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         self.fruitless.2 > FRUITLESS
     }
 
+    /// Whether the address is hunted for, where nothing is known to be in the way.
+    fn goes_hunting(&mut self, stands: bool) -> bool {
+        let times = self.fruitless.2;
+        if times == 0 {
+            self.hunt.restart();
+        }
+        let patience = if stands { PATIENCE_STANDING } else { PATIENCE };
+        let goes = times >= patience && self.hunt();
+        if goes {
+            // A hunt has bounds of its own.
+            self.fruitless.2 = patience;
+        }
+        goes
+    }
+
     pub(super) fn keep_pace(&mut self) {
         if let Some(pause) = self.pace.fault(Instant::now()) {
             count(&self.resolver.tally.slowed);
@@ -394,7 +418,19 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
 
 impl<V: FaultedVcpu> Drop for VcpuFaults<V> {
     fn drop(&mut self) {
+        self.hunt.disarm();
         self.give_up_pages();
+    }
+}
+
+/// What must be in the way where nothing is seen to be.
+fn unseen(found: &Found) -> Obstacle {
+    match found.place.window.lookup(found.place.address()) {
+        Some(there) => Obstacle::Mapping {
+            label: there.mapping.label(),
+            errno: rustix::io::Errno::FAULT.raw_os_error(),
+        },
+        None => Obstacle::Unknown,
     }
 }
 

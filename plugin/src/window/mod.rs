@@ -2,6 +2,8 @@
 //! operation is prepared and then carried out under the window's lock (`change`).
 
 mod alignment;
+#[cfg(feature = "fault")]
+pub(crate) mod armed;
 pub(crate) mod batch;
 #[cfg(test)]
 mod call_faults;

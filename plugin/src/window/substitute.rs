@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
 
+use super::armed::Armed;
 use super::saved::save_one;
 use super::shared::Shared;
 use super::transaction::State;
@@ -48,11 +49,19 @@ struct Substitute {
     saved: Option<Staged>,
 }
 
-/// The substitutes that a window has now.
+/// The substitutes that a window has now, and the holes that are armed.
 #[derive(Debug, Default)]
 pub(super) struct Substitutes {
+    pub(super) armed: Armed,
     live: Vec<Substitute>,
     next: u64,
+}
+
+impl Substitutes {
+    /// Where they are.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = PageRange> {
+        self.live.iter().map(|there| there.range)
+    }
 }
 
 impl State {

@@ -97,9 +97,14 @@ impl Window {
         (offset < self.len()).then_some(offset)
     }
 
+    /// Where the window's arena begins.
+    pub(crate) fn host_base(&self) -> u64 {
+        self.shared.arena.address(0)
+    }
+
     /// How far into the window's arena a host address lies.
     pub(crate) fn offset_of_host(&self, host: u64) -> Option<u64> {
-        let offset = host.checked_sub(self.shared.arena.address(0))?;
+        let offset = host.checked_sub(self.host_base())?;
         (offset < self.len()).then_some(offset)
     }
 

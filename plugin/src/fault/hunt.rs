@@ -1,0 +1,119 @@
+//! Owns the hunt for an address that neither the hypervisor nor the instruction tells: holes are
+//! armed, a part at a time, until the instruction runs into them. Never deals with what it finds.
+
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::sigbus::{self, Guarded};
+use super::tally::count;
+use super::vcpu::FaultedVcpu;
+use super::vcpu_faults::VcpuFaults;
+use super::{FaultResolver, Watched};
+use crate::window::Window;
+use crate::window::armed::Mark;
+
+/// How often holes are armed for one access. With 64 MiB each time, 4 GiB of holes.
+const ROUNDS: u32 = 64;
+/// How often all windows are gone through: another vCPU, or a change of the window, can have disarmed
+/// the very page.
+const PASSES: u32 = 16;
+
+/// How far a vCPU's hunt has come.
+#[derive(Debug, Default)]
+pub(super) struct Hunt {
+    armed: Option<(Arc<Window>, Mark)>,
+    /// Where it was armed last, and where it goes on: which window, and from which byte on.
+    last: (usize, u64),
+    next: (usize, u64),
+    rounds: u32,
+    passes: u32,
+}
+
+impl Hunt {
+    /// A touch was told: the next one of the same instruction is most likely near.
+    pub(super) fn found(&mut self) {
+        *self = Self {
+            armed: self.armed.take(),
+            next: self.last,
+            last: self.last,
+            ..Self::default()
+        };
+    }
+
+    /// Another instruction.
+    pub(super) fn restart(&mut self) {
+        self.rounds = 0;
+        self.passes = 0;
+    }
+
+    /// What is armed for this vCPU becomes holes again.
+    pub(super) fn disarm(&mut self) {
+        if let Some((window, mark)) = self.armed.take() {
+            window.disarm(mark);
+        }
+    }
+}
+
+impl<V: FaultedVcpu> VcpuFaults<V> {
+    /// Arms the next holes, if somebody hears of a touch. Tells whether it is worth another run.
+    pub(super) fn hunt(&mut self) -> bool {
+        if !sigbus::is_heard() {
+            return false;
+        }
+        let windows = self.resolver.watched();
+        let hunt = &mut self.hunt;
+        while hunt.rounds < ROUNDS && hunt.passes < PASSES {
+            let (at, from) = hunt.next;
+            let Some((watched, window)) = windows.get(at) else {
+                hunt.next = (0, 0);
+                hunt.passes = hunt.passes.saturating_add(1);
+                continue;
+            };
+            let armed = match watched.guards(window) {
+                true => window.arm(from),
+                false => Ok(None),
+            };
+            match armed {
+                Ok(Some((mark, end))) => {
+                    count(&self.resolver.tally.armed);
+                    hunt.rounds = hunt.rounds.saturating_add(1);
+                    (hunt.last, hunt.next) = (hunt.next, (at, end));
+                    hunt.armed = Some((Arc::clone(window), mark));
+                    return true;
+                }
+                // The window has changed: perhaps that was all.
+                Err(Errno::AGAIN) => {
+                    hunt.rounds = hunt.rounds.saturating_add(1);
+                    return true;
+                }
+                Ok(None) => hunt.next = (at.saturating_add(1), 0),
+                Err(errno) => {
+                    log::warn!(
+                        "cannot arm holes of the window at {}: {errno}",
+                        window.base()
+                    );
+                    hunt.next = (at.saturating_add(1), 0);
+                }
+            }
+        }
+        false
+    }
+}
+
+impl FaultResolver {
+    fn watched(&self) -> Vec<(Arc<Watched>, Arc<Window>)> {
+        let windows = self.windows.read();
+        let windows = windows.unwrap_or_else(std::sync::PoisonError::into_inner);
+        let open = |watched: &Arc<Watched>| Some((Arc::clone(watched), watched.window.upgrade()?));
+        windows.iter().filter_map(open).collect()
+    }
+}
+
+impl Watched {
+    /// Whether touches of `window`, which is its own, are taken.
+    fn guards(&self, window: &Window) -> bool {
+        let guard = || Guarded::new(window.host_base(), window.len());
+        self.guarded.get_or_init(guard).is_some()
+    }
+}
