@@ -155,6 +155,20 @@ impl Mapping {
         (inside(range.start()) || inside(range.end())).then_some(page_size)
     }
 
+    /// The huge pages that `range` cuts, whole; where it cuts none, nothing.
+    pub(crate) fn huge_pages_cut_by(&self, range: PageRange) -> Option<PageRange> {
+        let size = self.cut_inside_huge_page(range)?;
+        let part = self.range.intersection(range)?;
+        let (from, to) = (
+            self.range.distance_to(part.start()),
+            self.range.distance_to(part.end()),
+        );
+        let from = from.saturating_sub(from.checked_rem(size)?);
+        let to = to.checked_next_multiple_of(size)?;
+        let at = |distance: u64| self.range.start().saturating_add(distance);
+        PageRange::between(at(from), at(to))?.intersection(self.range)
+    }
+
     /// The part of the mapping that lies in `range`.
     pub(crate) fn clipped(&self, range: PageRange) -> Option<Self> {
         let part = self.range.intersection(range)?;

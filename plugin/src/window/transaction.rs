@@ -9,6 +9,8 @@
 //! as it was. A single change whose last step fails leaves a hole. Where even putting things
 //! back fails, the window is poisoned.
 
+use std::collections::BTreeSet;
+
 use rustix::io::Errno;
 
 use super::counters::count;
@@ -71,6 +73,8 @@ impl State {
         } = ready;
         // A hole that is made where the arena has nothing is no call.
         runs.retain(|run| run.makes_memory() || self.layout.has_memory(run.range));
+        let whole = self.huge_pages_first(&runs);
+        runs.splice(0..0, whole);
         let saved = match on_failure {
             OnFailure::Hole => Saved::default(),
             OnFailure::PutBack => {
@@ -153,6 +157,22 @@ impl State {
     fn huge_page_cut(&self, range: PageRange) -> Option<Error> {
         let mut met = self.layout.overlapping(range);
         met.find_map(|old| huge_page_cut(old, range))
+    }
+
+    /// Holes for the huge pages that `runs` cut one by one and cover together: the kernel takes a
+    /// huge page away whole or not at all.
+    fn huge_pages_first(&self, runs: &[Run<'_>]) -> Vec<Run<'static>> {
+        let cut = |run: &Run<'_>| {
+            let met = self.layout.overlapping(run.range);
+            met.filter_map(|old| old.huge_pages_cut_by(run.range))
+                .collect::<Vec<_>>()
+        };
+        let whole: BTreeSet<PageRange> = runs.iter().flat_map(cut).collect();
+        let hole = |range| Run {
+            range,
+            placement: Placement::Hole,
+        };
+        whole.into_iter().map(hole).collect()
     }
 
     pub(super) fn leave(&mut self, mut undos: Vec<Undo>) {
