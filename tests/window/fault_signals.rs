@@ -8,8 +8,11 @@ use std::thread;
 use vm_remap::BackendKind;
 use vm_remap_cli::guest::{Access, GpaRange, PAGE};
 
-use crate::fault::open_resolved;
+use crate::fault::{Resolved, open_resolved};
 use crate::support::*;
+
+/// Pages that the instruction fills.
+const HELD: u64 = 2;
 
 /// The task of a vCPU's thread, by the name that it has.
 fn task_of(vcpu: usize) -> libc::pid_t {
@@ -35,8 +38,17 @@ fn one_signal_ends_the_steps_of_an_instruction_that_repeats() {
     let Some(on) = open_resolved(test, vcpu + 1, options(BackendKind::Fixed)) else {
         return;
     };
-    let held = 4;
-    let bytes = held * PAGE;
+    let task = task_of(vcpu);
+    // A signal that comes outside KVM_RUN is lost on this guest's handler: another round then.
+    let ended = (0..50).any(|_| faults_of_a_round(&on, vcpu, task) == HELD + 1);
+    assert!(ended, "{:?}", on.resolver().counters());
+}
+
+/// Fills two holes by one instruction, with a signal in between. The faults that this takes: one for
+/// each page, and one more where the run was ended and begun again.
+fn faults_of_a_round(on: &Resolved, vcpu: usize, task: libc::pid_t) -> u64 {
+    let begun = on.resolver().counters();
+    let bytes = HELD * PAGE;
     thread::scope(|scope| {
         let guest = scope.spawn(|| {
             let range = GpaRange {
@@ -51,19 +63,15 @@ fn one_signal_ends_the_steps_of_an_instruction_that_repeats() {
                 a.mov(rax, rdi)
             })
         });
-        let steps = || on.resolver().counters().steps;
-        while steps() < 50 && !guest.is_finished() {
+        while on.resolver().counters().steps < begun.steps + 50 && !guest.is_finished() {
             thread::yield_now();
         }
-        let (group, task) = (std::process::id(), task_of(vcpu));
         // SAFETY: the signal has a handler, which does nothing.
-        let sent = unsafe { libc::syscall(libc::SYS_tgkill, group, task, libc::SIGRTMIN()) };
+        let sent =
+            unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), task, libc::SIGRTMIN()) };
         assert_eq!(sent, 0);
-        assert!(steps() < bytes / 2, "too late to tell anything");
         let ended = guest.join().unwrap();
-        assert_eq!(ended.unwrap(), Access::Done(at(8 + held)));
+        assert_eq!(ended.unwrap(), Access::Done(at(8 + HELD)));
     });
-    // One for each page, and one more since the run was ended and begun again.
-    let counters = on.resolver().counters();
-    assert_eq!(counters.faults, held + 1, "{counters:?}");
+    on.resolver().counters().faults - begun.faults
 }
