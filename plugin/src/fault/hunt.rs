@@ -22,6 +22,8 @@ const PASSES: u32 = 16;
 /// How far a vCPU's hunt has come.
 #[derive(Debug, Default)]
 pub(super) struct Hunt {
+    /// Whether touches during this vCPU's runs come back as addresses: the process would die of them.
+    pub(super) listens: bool,
     armed: Option<(Arc<Window>, Mark)>,
     /// Where it was armed last, and where it goes on: which window, and from which byte on.
     last: (usize, u64),
@@ -34,6 +36,7 @@ impl Hunt {
     /// A touch was told: the next one of the same instruction is most likely near.
     pub(super) fn found(&mut self) {
         *self = Self {
+            listens: self.listens,
             armed: self.armed.take(),
             next: self.last,
             last: self.last,
@@ -56,9 +59,17 @@ impl Hunt {
 }
 
 impl<V: FaultedVcpu> VcpuFaults<V> {
+    /// Promises, for a VMM that calls [`after_run`](Self::after_run) and has said
+    /// [`SigbusHook::own`](super::SigbusHook::own), that its handler remembers the address of each
+    /// SIGBUS (`BUS_MCEERR_AR`) that comes in a run of any of its vCPUs, and that it is passed on as
+    /// [`Exit::HostFault`](super::Exit::HostFault). `run` needs no such promise.
+    pub fn expect_host_faults(&mut self) {
+        self.hunt.listens = true;
+    }
+
     /// Arms the next holes, if somebody hears of a touch. Tells whether it is worth another run.
     pub(super) fn hunt(&mut self) -> bool {
-        if !sigbus::is_heard() {
+        if !self.hunt.listens || !sigbus::is_heard() {
             return false;
         }
         let windows = self.resolver.watched();

@@ -118,6 +118,7 @@ impl VcpuFaults<VcpuFd> {
         on_exit: impl FnOnce(io::Result<VcpuExit<'_>>) -> R,
     ) -> Result<R, Report> {
         let mut signal = Signal::default();
+        self.hunt.listens = true;
         loop {
             if signal.came() && !self.is_step_end(StepEnd::Shutdown) {
                 return self.leave(vcpu, &signal, libc::EINTR, on_exit);

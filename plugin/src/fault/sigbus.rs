@@ -13,7 +13,9 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
+#[cfg(any(feature = "kvm", test))]
+use std::sync::atomic::compiler_fence;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(super) use self::ranges::Guarded;
 
@@ -45,7 +47,7 @@ thread_local! {
 /// access stops the vCPU with [`Obstacle::Unknown`](crate::Obstacle::Unknown).
 ///
 /// Whoever runs a vCPU that can reach a window of the resolver then does it by
-/// [`VcpuFaults::run`](super::VcpuFaults::run), on a thread that does not block SIGBUS, also not by
+/// `VcpuFaults::run`, or with a handler of its own, on a thread that does not block SIGBUS, also not by
 /// `KVM_SET_SIGNAL_MASK`: what another thread touches is not taken, and ends the process. Where a
 /// filter limits system calls, the vCPU threads need `userfaultfd` and `rt_sigprocmask`.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +115,7 @@ pub(super) fn is_heard() -> bool {
 }
 
 /// Makes a run of a vCPU, and tells what of armed memory it has touched.
+#[cfg(any(feature = "kvm", test))]
 pub(super) fn listen<R>(run: impl FnOnce() -> R) -> (R, Option<u64>) {
     TOUCH.set(None);
     RUNS.set(true);
