@@ -52,7 +52,7 @@
 //! # fn main() {}
 //! ```
 //!
-//! Some addresses cannot be computed: those of a gather, of the guest's own page tables. With a
+//! Some addresses cannot be computed: those of a gather, for instance. With a
 //! [`SigbusHook`], the touch itself tells them; without, they stop the vCPU.
 //!
 //! With another hypervisor's crate, implement [`FaultedVcpu`] and call [`VcpuFaults::after_run`]

@@ -38,7 +38,7 @@ thread_local! {
 }
 
 /// What lets a [`FaultResolver`](super::FaultResolver) find addresses that it cannot compute: those
-/// of a gather, or of the guest's own page tables.
+/// of a gather, for instance.
 ///
 /// The resolver *arms* holes for such an access: it puts pages there that cannot be touched
 /// (`UFFDIO_POISON`, Linux 6.6), 64 MiB at once, and runs the instruction again. The touch raises a
