@@ -17,7 +17,7 @@ fn pointer(address: u64) -> *mut c_void {
 /// The byte at `address`, or `None` where a guest's read of it would not be satisfied: the
 /// protection counts, unlike in `/proc/self/mem`.
 pub fn peek(address: u64) -> Option<u8> {
-    peek_pages(address, 1)[0]
+    peek_pages(address, 1).pop().flatten()
 }
 
 /// The same for the first bytes of `count` pages, with a system call for each that cannot be read
@@ -33,8 +33,7 @@ pub fn peek_pages(address: u64, count: u64) -> Vec<Option<u8>> {
     let mut seen = vec![None; pages.len()];
     let mut bytes = vec![0_u8; pages.len()];
     let mut from = 0;
-    while from < pages.len() {
-        let remote = &pages[from..];
+    while let Some(remote) = pages.get(from..).filter(|rest| !rest.is_empty()) {
         let local = libc::iovec {
             iov_base: bytes.as_mut_ptr().cast(),
             iov_len: remote.len(),
@@ -44,7 +43,7 @@ pub fn peek_pages(address: u64, count: u64) -> Vec<Option<u8>> {
         // which nothing else uses meanwhile; it checks the other addresses itself.
         let read = unsafe { libc::process_vm_readv(own, to, 1, at, all, 0) };
         let read = usize::try_from(read).unwrap_or(0);
-        for (seen, byte) in seen[from..].iter_mut().zip(&bytes[..read]) {
+        for (seen, byte) in seen.iter_mut().skip(from).zip(bytes.iter().take(read)) {
             *seen = Some(*byte);
         }
         // The one that ended it cannot be read.
