@@ -50,10 +50,8 @@ pub enum Indirect {
 /// [`Indirect`] says what happens. `read`, `write` and their like of the region itself copy
 /// through a pin and need no such choice; vm-memory's collections use slices only.
 ///
-/// **Not under an `IommuMemory`.** vm-memory (0.18, with its feature `iommu`) gives each slice that it
-/// translates a bitmap of its own in place of the region's, and drops the pin with that: the slice
-/// then points to memory that can change, or to a copy that is gone. Use the region's own `read` and
-/// `write` there, or translate before.
+/// **Not under an `IommuMemory`**: see [`new`](Self::new). Use the region's own `read` and `write`
+/// there, or translate before.
 ///
 /// Holes are errors: nothing is mapped at them, and so is memory whose file has been truncated.
 ///
@@ -70,8 +68,17 @@ pub struct WindowRegion<B = ()> {
 
 impl<B: NewBitmap> WindowRegion<B> {
     /// The region of `window`, at the guest address that it has now. It keeps the window open.
+    ///
+    /// # Safety
+    /// Neither the region nor a collection that it is in may lie under anything that gives slices
+    /// another bitmap, as vm-memory's `IommuMemory` does (0.18, feature `iommu`): the pin goes with
+    /// the old one, and the slice then points to memory that can change, or to a copy that is gone.
+    #[expect(
+        unsafe_code,
+        reason = "only the caller knows what the region lies under"
+    )]
     #[must_use]
-    pub fn new(window: Arc<Window>, indirect: Indirect) -> Self {
+    pub unsafe fn new(window: Arc<Window>, indirect: Indirect) -> Self {
         let len = usize::try_from(window.len()).unwrap_or(usize::MAX);
         let limit = match indirect {
             Indirect::Refuse => 0,

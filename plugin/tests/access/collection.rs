@@ -94,7 +94,7 @@ fn memory_that_can_vanish_is_refused_or_copied() {
         "cannot touch 0x0..0x1000 directly: the memory behind it can vanish (seal its memfd with \
          F_SEAL_SHRINK); read and write it through a pin, or let the region copy"
     );
-    let copying = vm_remap::WindowRegion::<()>::new(window.clone(), COPY);
+    let copying = region_over::<()>(window.clone(), COPY);
     let slice = copying_slice(&copying, 0, 4 * PAGE as usize).unwrap();
     truncate(&fd, 1);
     // What was there when the slice was made is still seen; what is written to lost pages is lost.
@@ -232,12 +232,11 @@ fn empty_access_needs_no_memory() {
 fn bitmap_of_a_slice_says_what_was_written() {
     use vm_memory::bitmap::AtomicBitmap;
     use vm_memory::{GuestMemoryRegion, MemoryRegionAddress};
-    use vm_remap::WindowRegion;
 
     for fd in [sealed(4, 0), memfd(4, 0)] {
         let window = std::sync::Arc::new(open());
         map(&window, 0, 4, &fd);
-        let region = WindowRegion::<AtomicBitmap>::new(window, COPY);
+        let region = region_over::<AtomicBitmap>(window, COPY);
         let slice = region
             .get_slice(MemoryRegionAddress(100), 3 * PAGE as usize)
             .unwrap();

@@ -16,7 +16,7 @@ use crate::support::*;
 fn region_of(count: u64, fd: &std::os::fd::OwnedFd) -> WindowRegion {
     let window = open();
     map(&window, 0, count, fd);
-    WindowRegion::new(Arc::new(window), Indirect::Refuse)
+    region_over(Arc::new(window), Indirect::Refuse)
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn access_past_the_end_of_the_region_is_cut_or_refused() {
     let window = open();
     let last = PAGES - 1;
     map(&window, last, 1, &memfd(1, 5));
-    let region = WindowRegion::<()>::new(Arc::new(window), Indirect::Refuse);
+    let region = region_over::<()>(Arc::new(window), Indirect::Refuse);
     let end = region.len();
     let mut bytes = [0; 8];
     assert_eq!(region.read(&mut bytes, Address(end - 4)).unwrap(), 4);
@@ -116,7 +116,7 @@ fn read_only_mapping_takes_nothing_out_of_a_stream() {
     let window = open();
     let fd = memfd(1, 0);
     window.map(pages(0, 1), &source(&fd), ReadOnly).unwrap();
-    let region = WindowRegion::<()>::new(Arc::new(window), COPY);
+    let region = region_over::<()>(Arc::new(window), COPY);
     let mut stream: &[u8] = &[1, 2, 3];
     let error = region
         .read_volatile_from(Address(0), &mut stream, 3)
@@ -138,7 +138,7 @@ fn stream_that_would_end_in_a_read_only_mapping_changes_nothing_before_it() {
     map(&window, 0, 1, &memfd(1, 5));
     let fd = memfd(1, 6);
     window.map(pages(1, 1), &source(&fd), ReadOnly).unwrap();
-    let region = WindowRegion::<()>::new(Arc::new(window), COPY);
+    let region = region_over::<()>(Arc::new(window), COPY);
     let mut stream: &[u8] = &[1; 32];
     let error = region
         .read_volatile_from(Address(PAGE - 16), &mut stream, 32)
@@ -158,7 +158,7 @@ fn write_that_fails_halfway_marks_what_it_may_have_written() {
     let window = open();
     let fd = memfd(2, 5);
     map(&window, 0, 2, &fd);
-    let region = WindowRegion::<AtomicBitmap>::new(Arc::new(window), COPY);
+    let region = region_over::<AtomicBitmap>(Arc::new(window), COPY);
     truncate(&fd, 1);
     region
         .write_slice(&[1; 32], Address(PAGE - 16))
@@ -176,7 +176,7 @@ fn atomic_access_is_refused_where_it_would_need_a_copy() {
         .map(pages(0, 1), &Source::anonymous(), ReadWrite)
         .unwrap();
     map(&window, 1, 1, &memfd(1, 0));
-    let region = WindowRegion::<()>::new(Arc::new(window), COPY);
+    let region = region_over::<()>(Arc::new(window), COPY);
     region
         .store(5u32, Address(PAGE - 4), Ordering::SeqCst)
         .unwrap();
@@ -226,11 +226,11 @@ fn truncated_file_is_an_error_of_every_method() {
 #[test]
 fn region_stays_at_its_address_when_the_window_moves() {
     let window = Arc::new(open());
-    let old = WindowRegion::<()>::new(Arc::clone(&window), COPY);
+    let old = region_over::<()>(Arc::clone(&window), COPY);
     let base = BASE + (1 << 30);
     window.relocate(GuestAddress(base)).unwrap();
     assert_eq!(old.start_addr().0, BASE);
-    let new = WindowRegion::<()>::new(Arc::clone(&window), COPY);
+    let new = region_over::<()>(Arc::clone(&window), COPY);
     assert_eq!(new.start_addr().0, base);
     assert_eq!(new.last_addr().0, base + PAGES * PAGE - 1);
     assert!(Arc::ptr_eq(new.window(), &window));

@@ -1,12 +1,16 @@
 //! Owns what the tests share: windows, and memory of each kind with known bytes. Never uses a
 //! reference into a window.
 
+// UNSAFETY: what a region is put under, only its maker knows.
+#![expect(unsafe_code, reason = "the tests make regions")]
+
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use vm_memory::bitmap::NewBitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionCollection, GuestRegionMmap};
 use vm_remap::Protection::ReadWrite;
 use vm_remap::{
@@ -83,7 +87,7 @@ pub fn memory(on_pinned: OnPinned, indirect: Indirect) -> (Memory, Arc<Window>) 
     let options = WindowOptions::new(GuestAddress(RAM), PAGES * PAGE).on_pinned(on_pinned);
     let window = Arc::new(open_with(options));
     let ram = GuestRegionMmap::from_range(vm_memory::GuestAddress(0), RAM as usize, None).unwrap();
-    let region = WindowRegion::new(Arc::clone(&window), indirect);
+    let region = region_over(Arc::clone(&window), indirect);
     let regions = vec![MixedRegion::Ram(ram), MixedRegion::Window(region)];
     (Memory::from_regions(regions).unwrap(), window)
 }
@@ -112,4 +116,10 @@ pub fn inner(error: &vm_memory::GuestMemoryError) -> String {
 pub fn skip(test: &str, reason: &str) {
     let mut stderr = std::io::stderr();
     writeln!(stderr, "SKIP {test}: {reason}").unwrap();
+}
+
+/// A window as a region.
+pub fn region_over<B: NewBitmap>(window: Arc<Window>, indirect: Indirect) -> WindowRegion<B> {
+    // SAFETY: nothing in these tests exchanges the bitmaps of slices.
+    unsafe { WindowRegion::new(window, indirect) }
 }
