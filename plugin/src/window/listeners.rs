@@ -34,7 +34,7 @@ impl State {
         }
         // A device must never get a page that stands in for one while a guest instruction runs.
         #[cfg(feature = "fault")]
-        self.make_way(shared, spans)?;
+        self.make_way(shared, spans.iter().copied())?;
         let base = self.slots.base();
         let mappings = spans.iter().flat_map(|span| self.layout.overlapping(*span));
         let wanted: Parts = mappings

@@ -66,7 +66,7 @@ use crate::sync::Mutex;
 ///
 /// **Memory.** The library hands out no reference to guest memory, and reads and writes it through
 /// a [`Pin`](crate::Pin) only. A change that meets a pin waits for it, or is refused with
-/// [`Error::Pinned`], as [`OnPinned`] says; that goes for every change below.
+/// [`Error::Pinned`], as [`OnPinned`](crate::OnPinned) says; that goes for every change below.
 ///
 /// ```
 /// # #[cfg(feature = "kvm")]

@@ -101,6 +101,17 @@ impl Shared {
     /// Checks all changes, joins them, and makes elsewhere what is to be made there.
     pub(super) fn prepare<'fd>(&self, changes: &[Change<'fd>]) -> Result<Ready<'fd>, Error> {
         let mut last = None;
+        if let [change] = changes {
+            // Nothing to join: the way of every map and unmap.
+            let mut checked = self.check(change, &mut last)?;
+            let (run, filled, collapsed) = self.run(change.range(), &mut checked)?;
+            checked.prepared.became(filled, collapsed);
+            return Ok(Ready {
+                changes: vec![checked.prepared.done()],
+                runs: vec![run],
+                joined: 0,
+            });
+        }
         let mut checked = changes
             .iter()
             .map(|change| self.check(change, &mut last))
@@ -121,17 +132,13 @@ impl Shared {
             let Some(first) = parts.first().and_then(|part| checked.get_mut(part.change)) else {
                 continue;
             };
-            let collapse = first.collapse;
-            let placement = self.stage(range, first)?;
-            let collapsed = collapse.then(|| collapse_all(range, &placement));
-            let protection = first.protection();
-            let filled = self.fill(range, &placement, first.prefault, protection)?;
+            let (run, filled, collapsed) = self.run(range, first)?;
             for part in parts {
                 if let Some(change) = checked.get_mut(part.change) {
                     change.prepared.became(filled, collapsed);
                 }
             }
-            runs.push(Run { range, placement });
+            runs.push(run);
         }
         runs.sort_by_key(|run| run.placement.order());
         let changes = checked.into_iter().map(|change| change.prepared.done());
@@ -141,6 +148,20 @@ impl Shared {
             runs,
             joined,
         })
+    }
+
+    /// Makes what the arena gets at `range`, which begins in `first`, as its source asks: what has
+    /// come of its prefault, and of its collapse.
+    fn run<'fd>(
+        &self,
+        range: PageRange,
+        first: &mut Checked<'fd>,
+    ) -> Result<(Run<'fd>, Filled, Option<bool>), Error> {
+        let collapse = first.collapse;
+        let placement = self.stage(range, first)?;
+        let collapsed = collapse.then(|| collapse_all(range, &placement));
+        let filled = self.fill(range, &placement, first.prefault, first.protection())?;
+        Ok((Run { range, placement }, filled, collapsed))
     }
 
     fn check<'fd>(&self, change: &Change<'fd>, last: &mut Last) -> Result<Checked<'fd>, Error> {

@@ -64,10 +64,7 @@ impl State {
             return Err(Error::Poisoned);
         }
         #[cfg(feature = "fault")]
-        {
-            let ranges: Vec<PageRange> = ready.changes.iter().map(|change| change.range).collect();
-            self.make_way(shared, &ranges)?;
-        }
+        self.make_way(shared, ready.changes.iter().map(|change| change.range))?;
         let Ready {
             changes, mut runs, ..
         } = ready;
@@ -117,13 +114,18 @@ impl State {
 
     /// Ends the substitutes that are in the way of changes of `ranges`.
     #[cfg(feature = "fault")]
-    pub(super) fn make_way(&mut self, shared: &Shared, ranges: &[PageRange]) -> Result<(), Error> {
+    pub(super) fn make_way(
+        &mut self,
+        shared: &Shared,
+        ranges: impl Iterator<Item = PageRange>,
+    ) -> Result<(), Error> {
         self.changes = self.changes.wrapping_add(1);
-        let Some(first) = ranges.first() else {
+        let mut ranges = ranges.peekable();
+        let Some(first) = ranges.peek().copied() else {
             return Ok(());
         };
-        let ended = self.end_in_the_way(shared, ranges.iter().copied());
-        ended.map_err(|refused| refusal(*first, &refused))
+        let ended = self.end_in_the_way(shared, ranges);
+        ended.map_err(|refused| refusal(first, &refused))
     }
 
     /// How many mappings there are more than `before`.
@@ -201,7 +203,10 @@ impl State {
         }
         self.slots
             .register_all(&plan.after)
-            .and_then(|()| self.map_dma(shared, &spans(undos)))
+            .and_then(|()| match self.dma.is_empty() {
+                true => Ok(()),
+                false => self.map_dma(shared, &spans(undos)),
+            })
             .map_err(|error| error.with_state(StateAfter::Hole))
     }
 }
