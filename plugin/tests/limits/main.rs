@@ -15,11 +15,7 @@
 #[path = "../common/alone.rs"]
 mod alone;
 #[path = "../faults/eyes.rs"]
-#[expect(
-    clippy::indexing_slicing,
-    dead_code,
-    reason = "this test uses less of it than the others"
-)]
+#[expect(dead_code, reason = "this test uses less of it than the others")]
 mod eyes;
 #[path = "../common/recorder.rs"]
 #[expect(dead_code, reason = "this test uses less of it than the others")]
