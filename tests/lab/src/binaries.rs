@@ -45,7 +45,7 @@ fn cargo(root: &Path, folder: &Path, args: &[&str], steps: &Steps) -> Result<Str
     let mut command = Command::new(cargo);
     command
         .args(args)
-        .args(["--quiet", "--release", "--target", TARGET])
+        .args(["--quiet", "--profile", "lab", "--target", TARGET])
         .args(["--message-format", "json-render-diagnostics"])
         .args(steps.packages.iter().flat_map(|name| ["-p", name]))
         .arg("--target-dir")
@@ -53,8 +53,6 @@ fn cargo(root: &Path, folder: &Path, args: &[&str], steps: &Steps) -> Result<Str
         .current_dir(root)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        // What a debugger would need makes the programs several times larger.
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
         .stderr(Stdio::inherit());
     let output = command.output().context("cannot run cargo")?;
     ensure!(
