@@ -14,8 +14,8 @@
 //!    hole at every instant, also while a system call fails.
 //! 2. **Slots rest.** With [`fixed`](BackendKind::Fixed), map, replace and unmap make no memslot
 //!    call once a segment is registered.
-//! 3. **When a call returns, the old memory is out of reach** of every vCPU and the new one is
-//!    visible.
+//! 3. **When a call returns, the old memory is out of reach** of every vCPU and every DMA listener,
+//!    and the new one is visible.
 //! 4. **Replace is atomic for the guest**, with `fixed`.
 //! 5. **A failed call changes nothing**, or its error names the state: [`StateAfter`].
 //! 6. **Nobody outside the VMM is believed**: not a length, not a descriptor.

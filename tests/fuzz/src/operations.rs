@@ -1,6 +1,6 @@
 //! Owns the target of honest calls: whatever they are, window, arena and slots are at every step
-//! what a table with one entry a page says. To add an operation: an [`Op`], and what it does to the
-//! [`Model`].
+//! what a table with one entry a page says. To add an operation: an `Op`, and what it does to the
+//! `Model`.
 
 use std::sync::Arc;
 
