@@ -52,10 +52,13 @@ pub fn run(data: &[u8]) {
         return;
     };
     let text = serde_json::to_string(&record).unwrap();
-    let again: LayoutRecord = serde_json::from_str(&text).unwrap();
-    assert_eq!(again, record);
+    // What cannot be true is refused when it is read, and then by the window as well.
+    let again = serde_json::from_str::<LayoutRecord>(&text).ok();
+    let readable = again.is_some();
+    assert!(again.is_none_or(|again| again == record));
     for backend in BackendKind::ALL {
-        replay(&record, backend);
+        let replayed = replay(&record, backend);
+        assert!(readable || !replayed, "{text}");
     }
 }
 
@@ -117,7 +120,8 @@ fn figures(record: &LayoutRecord) -> Vec<(u64, u64, Protection, u64)> {
     record.mappings.iter().map(figures).collect()
 }
 
-fn replay(record: &LayoutRecord, backend: BackendKind) {
+/// Whether the record was taken; what holds, either way.
+fn replay(record: &LayoutRecord, backend: BackendKind) -> bool {
     let recorder = Arc::new(Recorder::default());
     let window = WindowOptions::new(GuestAddress(4 << 30), LEN)
         .backend(backend)
@@ -131,6 +135,7 @@ fn replay(record: &LayoutRecord, backend: BackendKind) {
         Origin::Descriptor { offset, .. } => Ok(Source::descriptor(file.as_fd(), offset)),
         _ => Err(io::ErrorKind::NotFound.into()),
     });
+    let taken = replayed.is_ok();
     match replayed {
         Ok(()) => {
             assert_eq!(figures(&window.record()), figures(record));
@@ -150,6 +155,7 @@ fn replay(record: &LayoutRecord, backend: BackendKind) {
         .unwrap();
     window.close().unwrap();
     assert_eq!(recorder.registered(), 0, "a slot outlives its window");
+    taken
 }
 
 /// A second replay is refused where there is something already.
