@@ -186,16 +186,21 @@ fn contract(report: &Value) {
     assert_eq!(memslot["gap_stale_reads"].as_u64(), Some(0));
 }
 
+/// What one quick round of `bench` in that mode says, as JSON.
+fn quick_report(mode: &str) -> Value {
+    let arguments = [mode, "--quick", "--rounds", "1", "--json", "-"];
+    let output = vm_remap(&["bench"]).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 #[test]
 fn ready_measures_every_rival_that_the_host_offers() {
     if !has_kvm("ready_measures_every_rival_that_the_host_offers") {
         return;
     }
-    let arguments = ["--ready", "--quick", "--rounds", "1", "--json", "-"];
-    let output = vm_remap(&["bench"]).args(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report = quick_report("--ready");
     assert_eq!(
         keys(&report),
         ["aims", "backends", "complete", "host", "settings"]
@@ -273,11 +278,7 @@ fn scale_measures_calls_memory_and_threads() {
     if !has_kvm("scale_measures_calls_memory_and_threads") {
         return;
     }
-    let arguments = ["--scale", "--quick", "--rounds", "1", "--json", "-"];
-    let output = vm_remap(&["bench"]).args(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report = quick_report("--scale");
     assert_eq!(
         keys(&report),
         [
@@ -408,11 +409,7 @@ fn batch_counts_the_flushes_of_both_ways() {
     if !has_kvm("batch_counts_the_flushes_of_both_ways") {
         return;
     }
-    let arguments = ["--batch", "--quick", "--rounds", "1", "--json", "-"];
-    let output = vm_remap(&["bench"]).args(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report = quick_report("--batch");
     assert_eq!(
         keys(&report),
         ["aims", "complete", "files", "host", "settings"]
