@@ -194,6 +194,29 @@ fn json_has_the_same_words_and_the_same_checks() {
     }
 }
 
+/// As a VMM does whose own configuration has these keys beside others.
+#[cfg(feature = "serde")]
+#[test]
+fn json_can_have_the_keys_beside_those_of_a_vmm() {
+    #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Config {
+        size: u64,
+        #[serde(flatten)]
+        window: WindowSpec,
+    }
+    let read = serde_json::from_str::<Config>;
+    let json = r#"{"size":1,"backend":"fixed","segment":4096,"zap":"all"}"#;
+    let config = read(json).unwrap();
+    assert_eq!(
+        config.window.to_string(),
+        "backend=fixed,segment=4K,zap=all"
+    );
+    assert_eq!(serde_json::to_string(&config).unwrap(), json);
+    assert!(read(r#"{"size":1}"#).unwrap().window.is_empty());
+    read(r#"{"size":1,"segment":4097}"#).unwrap_err();
+    read(r#"{"size":1,"backend":"nonsense"}"#).unwrap_err();
+}
+
 fn windows() -> impl Strategy<Value = WindowSpec> {
     let pages = || prop::option::of((1..=u64::MAX / PAGE_SIZE).prop_map(|pages| pages * PAGE_SIZE));
     let parts = (
