@@ -16,8 +16,8 @@
 //! | a backend that is gone | is not seen: it holds the backend's end as well | the channel is closed |
 //!
 //! A look at a message with `MSG_PEEK` does not help: it shows the descriptors of a later message
-//! together with the bytes of an earlier one (Linux 6.1 to 6.18: `net/unix/af_unix.c`
-//! `unix_stream_read_generic`).
+//! together with the bytes of an earlier one (seen on Linux 6.18;
+//! `net/unix/af_unix.c` `unix_stream_read_generic`).
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -142,9 +142,8 @@ impl<I: VhostUserFrontendReqHandler> BackendChannel<I> {
             Ok(value) => *value,
             Err(refusal) => wire::negated(refusal.errno()),
         };
-        let header = message.header;
-        if self.reply_ack && header.needs_reply() {
-            wire::answer(self.socket.as_fd(), header.request, value)?;
+        if dispatch::wants_answer(&message, self.reply_ack) {
+            wire::answer(self.socket.as_fd(), message.header.request, value)?;
         }
         Ok(Some(
             served.map(drop).map_err(|refusal| self.explained(refusal)),

@@ -13,6 +13,16 @@ use vm_memory::ByteValued;
 use super::refusal::Refusal;
 use super::wire::Message;
 
+/// Requests of crosvm's own, `GPU_MAP` and `EXTERNAL_MAP`: its devices wait for an answer that they
+/// have not asked for.
+const ALWAYS_ANSWERED: [u32; 2] = [1006, 1007];
+
+/// Whether the backend waits for an answer to `message`.
+pub(super) fn wants_answer(message: &Message, reply_ack: bool) -> bool {
+    let header = message.header;
+    (reply_ack && header.needs_reply()) || ALWAYS_ANSWERED.contains(&header.request)
+}
+
 /// Has the handler serve a message.
 pub(super) fn serve<H: VhostUserFrontendReqHandler>(
     handler: &H,

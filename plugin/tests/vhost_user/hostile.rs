@@ -119,6 +119,19 @@ fn request_that_nobody_knows_is_answered_with_enosys() {
 }
 
 #[test]
+fn crosvms_own_requests_are_answered_unasked() {
+    let device = Device::new();
+    let (mut channel, end) = device.channel();
+    let mut raw = Raw::new(end);
+    let handle = blob(1, 1);
+    let mut bytes = header(1006, 1, 64);
+    bytes.extend([1; 64]);
+    raw.send(&bytes, &[handle.as_fd()]);
+    assert_eq!(channel.wake().unwrap().refused.len(), 1);
+    assert_eq!(raw.answer(), (1006, -38));
+}
+
+#[test]
 fn flag_that_the_protocol_does_not_have_is_answered() {
     let mut bytes = header(UNMAP, WANTS_ANSWER | 0x100, 40);
     bytes.extend(request(0, 1).as_slice());

@@ -21,6 +21,7 @@ mod figures;
 mod files;
 mod held;
 mod memories;
+pub mod messages;
 mod model;
 pub mod operations;
 #[path = "../../../plugin/tests/common/recorder.rs"]
@@ -40,7 +41,8 @@ use std::path::Path;
 pub type Target = fn(&[u8]);
 
 /// Every target, by name.
-pub const TARGETS: [(&str, Target); 4] = [
+pub const TARGETS: [(&str, Target); 5] = [
+    ("messages", messages::run),
     ("operations", operations::run),
     ("records", records::run),
     ("requests", requests::run),
