@@ -46,3 +46,4 @@ mod prefault;
 mod snapshot;
 mod threads;
 mod translations;
+mod vhost_user;

@@ -11,6 +11,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(unreachable_pub, reason = "a test binary exports nothing")]
 
+#[path = "../common/alone.rs"]
+mod alone;
 mod raw;
 #[expect(dead_code, reason = "these tests make no slot call fail")]
 #[path = "../common/recorder.rs"]

@@ -3,13 +3,16 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use vhost::vhost_user::VhostUserFrontendReqHandler;
 use vhost::vhost_user::message::{VhostUserMMap, VhostUserProtocolFeatures};
-use vm_remap::vhost_user::{Overlap, Refusal};
+use vhost::vhost_user::{
+    Error as VhostError, FrontendReqHandler, HandlerResult, VhostUserFrontendReqHandler,
+};
+use vm_remap::vhost_user::{BackendChannel, Overlap, Refusal};
 use vm_remap::{DescriptorPolicy, Protection};
 
-use crate::raw::{MAP, Raw, UNMAP, message};
+use crate::raw::{MAP, Raw, UNMAP, WANTS_ANSWER, header, message};
 use crate::support::*;
 
 #[test]
@@ -278,6 +281,53 @@ fn each_region_has_its_own_window() {
     assert_eq!(byte(&device.windows[1], 2), Some(9));
     handler.shmem_unmap(&other).unwrap();
     assert_eq!(byte(&device.windows[1], 2), None);
+}
+
+#[test]
+fn vhosts_own_loop_serves_the_handler_too() {
+    let device = Device::new();
+    let handler = Arc::new(device.handler());
+    let mut requests = FrontendReqHandler::new(Arc::clone(&handler)).unwrap();
+    requests.set_reply_ack_flag(true);
+    let end = end_of(&requests);
+    let backend = backend(end);
+    let thread = std::thread::spawn(move || {
+        backend.shmem_map(&request(0, 1), &blob(1, 6)).unwrap();
+        backend.shmem_map(&request(0, 1), &blob(1, 7)).unwrap_err();
+        backend.shmem_unmap(&request(0, 1)).unwrap();
+        backend.shmem_map(&request(1, 1), &blob(1, 8)).unwrap();
+    });
+    let results: Vec<_> = (0..4).map(|_| requests.handle_request()).collect();
+    thread.join().unwrap();
+    let [Ok(0), Err(VhostError::ReqHandlerError(error)), Ok(0), Ok(0)] = results.as_slice() else {
+        panic!("{results:?}");
+    };
+    assert_eq!(error.raw_os_error(), Some(17));
+    assert_eq!(device.seen(), [(1, 8)]);
+}
+
+/// Counts the changes of the configuration.
+struct Counts(Arc<AtomicUsize>);
+
+impl VhostUserFrontendReqHandler for Counts {
+    fn handle_config_change(&self) -> HandlerResult<u64> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(0)
+    }
+}
+
+#[test]
+fn other_requests_reach_the_handler_of_the_vmm() {
+    let device = Device::new();
+    let told = Arc::new(AtomicUsize::new(0));
+    let handler = device.handler().inner(Counts(Arc::clone(&told)));
+    let handler = Arc::new(handler);
+    let (mut channel, end) = BackendChannel::new(handler, true).unwrap();
+    let mut raw = Raw::new(end);
+    raw.send(&header(2, WANTS_ANSWER, 0), &[]);
+    assert_eq!(channel.wake().unwrap().served, 1);
+    assert_eq!(raw.answer(), (2, 0));
+    assert_eq!(told.load(Ordering::SeqCst), 1);
 }
 
 #[test]

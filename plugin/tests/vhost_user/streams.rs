@@ -3,8 +3,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use vm_remap::vhost_user::{ChannelError, ShmemLimits};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use vm_remap::vhost_user::{ChannelError, Refusal, ShmemLimits};
+
+use crate::alone::alone;
 use crate::raw::{MAP, Raw, UNMAP, WANTS_ANSWER, header, message};
 use crate::support::*;
 
@@ -143,6 +146,41 @@ fn backend_that_reads_no_answers_is_cut_off_and_nobody_waits() {
         "the backend broke the protocol: it leaves its answers unread"
     );
     assert_eq!(device.seen(), []);
+}
+
+#[test]
+fn descriptor_that_the_process_has_no_number_for_is_answered_with_emfile() {
+    let test = "streams::descriptor_that_the_process_has_no_number_for_is_answered_with_emfile";
+    alone(test, || {
+        let device = Device::new();
+        let (mut channel, end) = device.channel();
+        let mut raw = Raw::new(end);
+        let file = blob(1, 1);
+        raw.send(&message(MAP, &request(0, 1)), &[file.as_fd()]);
+        let limit = getrlimit(Resource::Nofile);
+        // Numbers below it are all in use.
+        let mut fillers = vec![file.try_clone().unwrap()];
+        let first_free = {
+            let probe = file.try_clone().unwrap();
+            u64::try_from(std::os::fd::AsRawFd::as_raw_fd(&probe)).unwrap()
+        };
+        let low = Rlimit {
+            current: Some(first_free),
+            ..limit
+        };
+        setrlimit(Resource::Nofile, low).unwrap();
+        let wake = channel.wake().unwrap();
+        assert!(matches!(
+            wake.refused.as_slice(),
+            [Refusal::DescriptorLost { request: MAP }]
+        ));
+        assert_eq!(raw.answer(), (MAP, -24));
+        setrlimit(Resource::Nofile, limit).unwrap();
+        fillers.clear();
+        raw.send(&message(MAP, &request(0, 1)), &[file.as_fd()]);
+        assert_eq!(channel.wake().unwrap().served, 1);
+        assert_eq!(raw.answer(), (MAP, 0));
+    });
 }
 
 #[test]

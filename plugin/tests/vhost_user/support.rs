@@ -2,6 +2,7 @@
 //! the channel, and a backend of the crate `vhost`. Never writes a message by hand.
 
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use vhost::vhost_user::Backend;
 use vhost::vhost_user::message::VhostUserMMap;
+use vhost::vhost_user::{Backend, FrontendReqHandler};
 use vm_remap::vhost_user::{BackendChannel, Closed, NoOtherRequests, Refusal, ShmemHandler};
 use vm_remap::{GuestAddress, PageRange, SlotNumbers, Window, WindowOptions};
 
@@ -107,6 +108,18 @@ pub fn request(page: u64, pages: u64) -> VhostUserMMap {
         flags: 1,
         ..VhostUserMMap::default()
     }
+}
+
+#[expect(unsafe_code, reason = "the channel tells a number")]
+fn borrowed<'a>(fd: i32) -> BorrowedFd<'a> {
+    // SAFETY: the tests ask for a descriptor of a channel that outlives the call.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// The backend's end of `vhost`'s own channel.
+pub fn end_of(requests: &FrontendReqHandler<ShmemHandler>) -> UnixStream {
+    let end = borrowed(requests.get_tx_raw_fd());
+    UnixStream::from(end.try_clone_to_owned().unwrap())
 }
 
 /// A backend of the crate `vhost`, with everything negotiated.
