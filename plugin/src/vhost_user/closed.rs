@@ -1,6 +1,6 @@
 //! Owns why a channel came to its end, and what it left. Never ends one.
 
-use super::handler::ResetError;
+use super::reset::ResetError;
 
 /// Why a channel cannot be used any more.
 #[derive(Debug, thiserror::Error)]

@@ -15,8 +15,6 @@ use super::quota::{ShmemLimits, Usage};
 use super::refusal::Refusal;
 use super::request::{MapRequest, UnmapRequest};
 use super::tally::{ShmemCounters, count};
-use crate::error::Error;
-use crate::layout::Origin;
 use crate::range::PageRange;
 use crate::source::Source;
 use crate::source::descriptor::{Descriptor, DescriptorKind};
@@ -52,7 +50,7 @@ impl VhostUserFrontendReqHandler for NoOtherRequests {}
 /// [`reset`](Self::reset) makes all of them a hole.
 ///
 /// **Ordering.** When a call returns, the new memory is visible to every vCPU and the old out of
-/// reach; `vhost` sends the answer after that.
+/// reach; the answer goes out after that.
 ///
 /// **Threads.** Requests and resets of one device are served one at a time, on any thread.
 ///
@@ -71,7 +69,7 @@ impl VhostUserFrontendReqHandler for NoOtherRequests {}
 /// | map beyond the quota | `EDQUOT` |
 /// | change of memory that is pinned for longer than the window waits | `EBUSY` |
 ///
-/// Every other failure has the number that [`Error::errno`] gives.
+/// Every other failure has the number that [`Error::errno`](crate::Error::errno) gives.
 #[derive(Debug)]
 pub struct ShmemHandler<I = NoOtherRequests> {
     pub(super) windows: BTreeMap<u8, Arc<Window>>,
@@ -315,12 +313,8 @@ fn keeps_descriptor(kind: DescriptorKind) -> bool {
 
 /// Whether the mapping that was just made at `range` keeps its descriptor.
 fn keeps(window: &Window, range: PageRange) -> bool {
-    let address = window.base().checked_add(range.start());
-    let found = address.and_then(|address| window.lookup(address));
-    found.is_some_and(|found| match found.mapping.origin() {
-        Origin::Descriptor { kind, .. } => keeps_descriptor(kind),
-        _ => false,
-    })
+    let made = window.mapping_at(range.start());
+    made.is_some_and(|mapping| mapping.keep.is_some())
 }
 
 impl<I: VhostUserFrontendReqHandler> VhostUserFrontendReqHandler for ShmemHandler<I> {
@@ -351,20 +345,4 @@ impl<I: VhostUserFrontendReqHandler> VhostUserFrontendReqHandler for ShmemHandle
     fn shmem_unmap(&self, request: &VhostUserMMap) -> HandlerResult<u64> {
         self.serve(|books| self.unmap(books, request))
     }
-}
-
-/// Why a window is not a hole after a reset.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot return region {region} to a hole: {left} mappings are left in all regions; let go of \
-     pins there and reset again"
-)]
-pub struct ResetError {
-    /// The first region that is not a hole.
-    pub region: u8,
-    /// How many mappings are left, in all regions.
-    pub left: usize,
-    /// What its window said.
-    #[source]
-    pub source: Error,
 }

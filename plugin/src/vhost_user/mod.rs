@@ -68,9 +68,10 @@ mod wire;
 pub use self::channel::{BackendChannel, Wake};
 pub use self::closed::{ChannelError, Closed};
 pub use self::config::{ConfigError, ShmemConfig};
-pub use self::handler::{NoOtherRequests, Overlap, ResetError, ShmemHandler};
+pub use self::handler::{NoOtherRequests, Overlap, ShmemHandler};
 pub use self::quota::ShmemLimits;
 pub use self::refusal::Refusal;
+pub use self::reset::ResetError;
 #[cfg(feature = "event-manager")]
 pub use self::subscriber::{BackendEvent, BackendSubscriber};
 pub use self::tally::ShmemCounters;

@@ -1,12 +1,28 @@
 //! Owns the way back of a device's windows to holes. Never maps.
 
-use super::handler::{Books, ResetError, ShmemHandler};
+use super::handler::{Books, ShmemHandler};
 use super::tally::count;
 use crate::error::{Error, StateAfter};
 use crate::range::PageRange;
 use crate::window::Window;
 use crate::window::batch::Batch;
 use crate::window::pins::OnPinned;
+
+/// Why a window is not a hole after a reset.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot return region {region} to a hole: {left} mappings are left in all regions; let go of \
+     pins there and reset again"
+)]
+pub struct ResetError {
+    /// The first region that is not a hole.
+    pub region: u8,
+    /// How many mappings are left, in all regions.
+    pub left: usize,
+    /// What its window said.
+    #[source]
+    pub source: Error,
+}
 
 impl<I> ShmemHandler<I> {
     /// Returns every window to a hole, as the specification asks for when the device is reset, and

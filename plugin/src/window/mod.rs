@@ -308,6 +308,12 @@ impl Window {
         })
     }
 
+    /// The mapping at an offset, wherever the window lies by now.
+    #[cfg(feature = "vhost-user")]
+    pub(crate) fn mapping_at(&self, offset: u64) -> Option<Mapping> {
+        self.state().layout.at(offset).cloned()
+    }
+
     /// All mappings at this instant, by ascending offset.
     #[must_use]
     pub fn mappings(&self) -> Vec<Mapping> {
