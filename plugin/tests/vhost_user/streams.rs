@@ -159,7 +159,6 @@ fn descriptor_that_the_process_has_no_number_for_is_answered_with_emfile() {
         raw.send(&message(MAP, &request(0, 1)), &[file.as_fd()]);
         let limit = getrlimit(Resource::Nofile);
         // Numbers below it are all in use.
-        let mut fillers = vec![file.try_clone().unwrap()];
         let first_free = {
             let probe = file.try_clone().unwrap();
             u64::try_from(std::os::fd::AsRawFd::as_raw_fd(&probe)).unwrap()
@@ -176,7 +175,6 @@ fn descriptor_that_the_process_has_no_number_for_is_answered_with_emfile() {
         ));
         assert_eq!(raw.answer(), (MAP, -24));
         setrlimit(Resource::Nofile, limit).unwrap();
-        fillers.clear();
         raw.send(&message(MAP, &request(0, 1)), &[file.as_fd()]);
         assert_eq!(channel.wake().unwrap().served, 1);
         assert_eq!(raw.answer(), (MAP, 0));
