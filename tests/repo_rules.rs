@@ -307,6 +307,35 @@ fn known(licence: &str) -> bool {
         .all(|all| all.split(" OR ").any(|one| LICENCES.contains(&one.trim())))
 }
 
+/// The tables of lints of a manifest, each under its name in a workspace.
+fn lints(manifest: &str) -> Vec<(String, Vec<String>)> {
+    let text = fs::read_to_string(root().join(manifest)).unwrap();
+    let mut tables: Vec<(String, Vec<String>)> = Vec::new();
+    let mut inside = false;
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if line.starts_with('[') {
+            inside = line.starts_with("[workspace.lints.");
+            if inside {
+                tables.push((line.to_owned(), Vec::new()));
+            }
+        } else if let Some((_, lines)) = tables.last_mut().filter(|_| inside) {
+            lines.push(line.to_owned());
+        }
+    }
+    tables
+}
+
+/// A crate outside the workspace inherits none of its lints, so it repeats them.
+#[test]
+fn crates_outside_the_workspace_have_its_lints() {
+    let wanted = lints("Cargo.toml");
+    assert!(wanted.iter().map(|(_, lines)| lines.len()).sum::<usize>() > 40);
+    let manifest = "plugin/cloud-hypervisor/Cargo.toml";
+    assert_eq!(wanted, lints(manifest), "{manifest}");
+    let text = fs::read_to_string(root().join(manifest)).unwrap();
+    assert!(text.contains("[lints]\nworkspace = true"), "{manifest}");
+}
+
 #[test]
 fn the_threat_model_names_tests_that_exist() {
     let text = fs::read_to_string(root().join("docs/threat-model.md")).unwrap();
