@@ -53,16 +53,22 @@ impl Numbers {
         self.used.remove(&range.start);
     }
 
-    /// The VMM is about to use `slot` itself. It may have any number, as long as no window is there.
+    /// The VMM is about to create a region with `slot` itself. It may have any number, as long as no
+    /// window is there.
     pub(crate) fn pass(&mut self, slot: u32) -> Result<(), RemapError> {
-        if !self.pool.contains(&slot) {
+        self.check(slot)?;
+        if self.pool.contains(&slot) {
+            self.foreign = Some(slot);
+        }
+        Ok(())
+    }
+
+    /// Whether `slot` cannot be a window's.
+    pub(crate) fn check(&self, slot: u32) -> Result<(), RemapError> {
+        if self.used.is_empty() || !self.pool.contains(&slot) {
             return Ok(());
         }
-        if !self.used.is_empty() {
-            return Err(self.reserved(slot));
-        }
-        self.foreign = Some(slot);
-        Ok(())
+        Err(self.reserved(slot))
     }
 
     fn reserved(&self, slot: u32) -> RemapError {

@@ -32,11 +32,12 @@ pub struct RemapOptions {
 /// Numbers for mappings that get a memslot of their own, in each window.
 const SPARE: u64 = 257;
 /// Numbers for a window that makes every mapping a memslot.
-const MAPPINGS: u32 = 2048;
+const MAPPINGS: u32 = 1024;
 
 impl RemapOptions {
     /// With `fixed`, precise zapping is asked for; with `memslot` it is not, and a VM without
-    /// windows is then exactly what it was without the decorator.
+    /// windows is then exactly what it was without the decorator. A window of `memslot` holds 1024
+    /// mappings.
     #[must_use]
     pub fn new(backend: BackendKind) -> Self {
         Self {

@@ -233,15 +233,17 @@ impl Registry {
         } = *region;
         let Some(mapped) = self.by_slot.get(&slot) else {
             let inside = self.windows.iter().find(|own| meets(own, guest, len));
-            return inside.map_or(Ok(false), |own| {
+            if let Some(own) = inside {
                 let base = own.window.base();
-                Err(RemapError::NoRegion {
+                return Err(RemapError::NoRegion {
                     slot,
                     guest,
                     len,
                     base,
-                })
-            });
+                });
+            }
+            self.numbers.check(slot)?;
+            return Ok(false);
         };
         mapped.check("remove", region)?;
         mapped.window.unmap(mapped.range)?;
@@ -258,6 +260,7 @@ impl Registry {
         slots: &VmSlots,
     ) -> Result<Option<Vec<u64>>, RemapError> {
         let Some(mapped) = self.by_slot.get(&slot) else {
+            self.numbers.check(slot)?;
             return Ok(None);
         };
         let asked = Region {

@@ -37,8 +37,8 @@ use crate::zap;
 /// `as_any` gives the decorated VM, so that a downcast to `KvmVm` finds it;
 /// [`of`](Self::of) finds this one.
 ///
-/// One region is created or removed at a time. All calls can come from any thread, but none from
-/// inside a vCPU's `VmOps` that waits for another vCPU.
+/// One region is created or removed at a time. All calls can come from any thread, that of a vCPU
+/// inside its run among them.
 pub struct RemapVm {
     inner: Arc<dyn Vm>,
     options: RemapOptions,
@@ -161,10 +161,12 @@ impl RemapVm {
         Ok(window)
     }
 
-    /// Closes a window; all other handles to it must be gone, and all regions be removed.
+    /// Closes a window; all other handles to it must be gone, and all regions be removed. It waits
+    /// for a fifth of a second for handles that go.
     ///
     /// # Errors
-    /// [`RemapError::NoWindow`], [`RemapError::RegionsLeft`] and [`RemapError::WindowHeld`] leave it open. What
+    /// [`RemapError::NoWindow`], [`RemapError::RegionsLeft`] and [`RemapError::WindowHeld`] leave it
+    /// open: [`windows`](Self::windows) still has it. What
     /// [`Window::close`] returns leaves it closed, and the numbers of its memslots taken.
     pub fn close_window(&self, window: Arc<Window>) -> Result<(), RemapError> {
         let mut registry = self.registry();

@@ -13,9 +13,11 @@ mod guest;
 mod memory;
 mod ops;
 mod recorder;
+mod script;
 
 mod dirty;
 mod faults;
 mod live;
 mod passing;
 mod regions;
+mod runs;

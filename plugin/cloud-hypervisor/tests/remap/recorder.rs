@@ -18,6 +18,8 @@ use vfio_ioctls::VfioDeviceFd;
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::script::{Script, Scripted};
+
 type Result<T> = std::result::Result<T, HypervisorVmError>;
 
 /// A memslot call.
@@ -41,6 +43,8 @@ pub struct Recorder {
     pub start_fails: Mutex<bool>,
     /// What `get_dirty_log` answers, by guest address of the slot: pages of it.
     pub dirty: Mutex<BTreeMap<u64, Vec<u64>>>,
+    /// What its vCPUs do, where it answers itself.
+    pub script: Arc<Script>,
 }
 
 impl Recorder {
@@ -179,8 +183,10 @@ impl Vm for Recorder {
         ops: Option<Arc<dyn VmOps>>,
         update: Option<VcpuMsrConfigUpdate>,
     ) -> Result<Box<dyn Vcpu>> {
-        let inner = self.inner.as_ref();
-        let inner = inner.ok_or_else(|| HypervisorVmError::CreateVcpu(anyhow!("recorded")))?;
+        let Some(inner) = &self.inner else {
+            let script = Arc::clone(&self.script);
+            return Ok(Box::new(Scripted { script, ops }));
+        };
         inner.create_vcpu(id, ops, update)
     }
 

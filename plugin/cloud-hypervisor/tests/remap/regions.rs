@@ -212,12 +212,19 @@ fn numbers_of_windows_are_refused_to_the_vmm() {
     remap
         .open_window(GuestAddress(BASE), PAGES * PAGE_SIZE)
         .unwrap();
-    let error = create(vm.as_ref(), figures(32_763, 0, 1), &memory).unwrap_err();
-    assert!(text(error).ends_with(
-        "cannot use memslot 32763 beside windows: the numbers from 16382 on are theirs; use a lower \
-         one"
-    ));
-    assert!(recorder.slots().is_empty());
+    let own = figures(32_763, 0, 1);
+    let errors = [
+        create(vm.as_ref(), own, &memory).unwrap_err(),
+        remove(vm.as_ref(), own, &memory).unwrap_err(),
+        vm.get_dirty_log(own.slot, 0, PAGE_SIZE).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(text(error).ends_with(
+            "cannot use memslot 32763 beside windows: the numbers from 16382 on are theirs; use a \
+             lower one"
+        ));
+    }
+    assert!(recorder.slots().is_empty() && recorder.names().is_empty());
 }
 
 #[test]
