@@ -24,8 +24,8 @@ pub enum RemapError {
     },
     /// A window is to lie where one is already.
     #[error(
-        "cannot open a window of {len:#x} bytes at guest address {base}: the window of {other_len:#x} \
-         bytes at {other} lies there; close that, or choose another place"
+        "cannot place a window of {len:#x} bytes at guest address {base}: the window of \
+         {other_len:#x} bytes at {other} lies there; close that, or choose another place"
     )]
     Overlaps {
         /// Guest address of the new window.

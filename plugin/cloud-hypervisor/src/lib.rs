@@ -33,8 +33,8 @@
 //! what it was. A guest access inside a window that KVM cannot serve does not end the vCPU: the
 //! library's fault resolver answers it ([`RemapVm::resolver`]); only where the window's policy is to
 //! stop, or the address cannot be found, `Vcpu::run` returns an error that prints the
-//! [`Report`](vm_remap::fault::Report). A [`SigbusHook`](vm_remap::fault::SigbusHook) is the VMM's
-//! choice; this crate installs none.
+//! [`Report`](vm_remap::fault::Report). A [`SigbusHook`](vm_remap::fault::SigbusHook) finds addresses
+//! that cannot be computed; it is the VMM's choice, and this crate installs none.
 //!
 //! It is for KVM on x86-64. Where the hypervisor crate is built with `tdx` or `sev_snp`, this crate
 //! does not compile: memory that is the guest's alone cannot be exchanged behind it.

@@ -101,14 +101,7 @@ impl Registry {
         count: u32,
         open: impl FnOnce(Range<u32>) -> Result<Window, vm_remap::Error>,
     ) -> Result<Arc<Window>, RemapError> {
-        if let Some(other) = self.windows.iter().find(|own| meets(own, base, len)) {
-            return Err(RemapError::Overlaps {
-                base,
-                len,
-                other: other.window.base(),
-                other_len: other.window.len(),
-            });
-        }
+        self.is_free(base, len, None)?;
         let numbers = self.numbers.take(count)?;
         let window = match open(numbers.clone()) {
             Ok(window) => Arc::new(window),
@@ -123,6 +116,41 @@ impl Registry {
             pending: Pending::default(),
         });
         Ok(window)
+    }
+
+    /// Whether no window but `but` lies there.
+    fn is_free(
+        &self,
+        base: GuestAddress,
+        len: u64,
+        but: Option<&Arc<Window>>,
+    ) -> Result<(), RemapError> {
+        let itself = |own: &Declared| but.is_some_and(|but| Arc::ptr_eq(&own.window, but));
+        let mut others = self.windows.iter().filter(|own| !itself(own));
+        others
+            .find(|own| meets(own, base, len))
+            .map_or(Ok(()), |other| {
+                Err(RemapError::Overlaps {
+                    base,
+                    len,
+                    other: other.window.base(),
+                    other_len: other.window.len(),
+                })
+            })
+    }
+
+    pub(crate) fn relocate(
+        &self,
+        window: &Arc<Window>,
+        base: GuestAddress,
+    ) -> Result<(), RemapError> {
+        let is_own = |own: &Declared| Arc::ptr_eq(&own.window, window);
+        if !self.windows.iter().any(is_own) {
+            let base = window.base();
+            return Err(RemapError::NoWindow { base });
+        }
+        self.is_free(base, window.len(), Some(window))?;
+        Ok(window.relocate(base)?)
     }
 
     /// Closes `window`, the last handle but the registry's own.

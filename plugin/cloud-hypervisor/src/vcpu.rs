@@ -50,7 +50,8 @@ impl RemapVcpu {
         // A signal that came while a step waits inside KVM for its end.
         let mut signals = 0;
         loop {
-            let ran = self.vcpu.vcpu.run();
+            let (vcpu, faults) = (&mut self.vcpu.vcpu, &mut self.faults);
+            let (ran, touched) = faults.listen(|| vcpu.run());
             let met = self.ops.take_met();
             if !self.owes && !self.shared.matter() {
                 return ran;
@@ -60,7 +61,7 @@ impl RemapVcpu {
                 Met::Answered => Next::Ended(ran),
                 Met::Stopped(report) => self.hand_over(Err(stopped(report))),
                 Met::Passed => self.hand_over(ran),
-                Met::Nothing => self.after(ran, &mut signals),
+                Met::Nothing => self.after(ran, touched, &mut signals),
             };
             if let Next::Ended(ended) = next {
                 return ended;
@@ -69,8 +70,14 @@ impl RemapVcpu {
     }
 
     /// What comes after a run that asked the VMM for nothing.
-    fn after(&mut self, ran: Result<VmExit, HypervisorCpuError>, signals: &mut u32) -> Next {
+    fn after(
+        &mut self,
+        ran: Result<VmExit, HypervisorCpuError>,
+        touched: Option<u64>,
+        signals: &mut u32,
+    ) -> Next {
         let exit = match &ran {
+            Ok(VmExit::Ignore) if let Some(host) = touched => Exit::HostFault(host),
             Err(error) if is_fault(error) => Exit::Fault(None),
             Ok(VmExit::Debug) => Exit::Debug,
             // How the hypervisor crate tells a shutdown.

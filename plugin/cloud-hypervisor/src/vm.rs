@@ -161,6 +161,21 @@ impl RemapVm {
         Ok(window)
     }
 
+    /// Moves a window to another guest address, as when the guest moves a BAR, by
+    /// [`Window::relocate`]. Its regions move with it: they are removed at the address where they
+    /// lie then. Use this and not the window's own, which knows of no other window, and would let
+    /// the dirty log of that moment miss pages.
+    ///
+    /// # Errors
+    /// [`RemapError::NoWindow`], [`RemapError::Overlaps`], and what [`Window::relocate`] returns.
+    pub fn relocate_window(
+        &self,
+        window: &Arc<Window>,
+        base: GuestAddress,
+    ) -> Result<(), RemapError> {
+        self.registry().relocate(window, base)
+    }
+
     /// Closes a window; all other handles to it must be gone, and all regions be removed. It waits
     /// for a fifth of a second for handles that go.
     ///

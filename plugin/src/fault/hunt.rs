@@ -67,6 +67,15 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         self.hunt.listens = true;
     }
 
+    /// Makes a run of the vCPU, for a VMM that calls [`after_run`](Self::after_run), and tells the
+    /// host address that it has touched, if a [`SigbusHook`](super::SigbusHook) took one: the run
+    /// has ended by that signal then, and the address goes on as
+    /// [`Exit::HostFault`](super::Exit::HostFault). `run` does it by itself.
+    pub fn listen<R>(&mut self, run: impl FnOnce() -> R) -> (R, Option<u64>) {
+        self.hunt.listens = true;
+        sigbus::listen(run)
+    }
+
     /// Arms the next holes, if somebody hears of a touch. Tells whether it is worth another run.
     pub(super) fn hunt(&mut self) -> bool {
         if !self.hunt.listens || !sigbus::is_heard() {

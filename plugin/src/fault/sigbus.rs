@@ -13,9 +13,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
-#[cfg(any(feature = "kvm", test))]
-use std::sync::atomic::compiler_fence;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
 
 pub(super) use self::ranges::Guarded;
 
@@ -46,8 +44,8 @@ thread_local! {
 /// catch SIGBUS, and that is for the VMM to say: without a hook nothing is ever armed, and such an
 /// access stops the vCPU with [`Obstacle::Unknown`](crate::Obstacle::Unknown).
 ///
-/// Whoever runs a vCPU that can reach a window of the resolver then does it by
-/// `VcpuFaults::run`, or with a handler of its own, on a thread that does not block SIGBUS, also not by
+/// Whoever runs a vCPU that can reach a window of the resolver then does it by `VcpuFaults::run`, by
+/// [`VcpuFaults::listen`](super::VcpuFaults::listen), or with a handler of its own, on a thread that does not block SIGBUS, also not by
 /// `KVM_SET_SIGNAL_MASK`: what another thread touches is not taken, and ends the process. Where a
 /// filter limits system calls, the vCPU threads need `userfaultfd` and `rt_sigprocmask`.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +113,6 @@ pub(super) fn is_heard() -> bool {
 }
 
 /// Makes a run of a vCPU, and tells what of armed memory it has touched.
-#[cfg(any(feature = "kvm", test))]
 pub(super) fn listen<R>(run: impl FnOnce() -> R) -> (R, Option<u64>) {
     TOUCH.set(None);
     RUNS.set(true);

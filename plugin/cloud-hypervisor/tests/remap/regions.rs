@@ -291,7 +291,7 @@ fn window_over_another_is_refused() {
         .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "cannot open a window of 0x1000 bytes at guest address 0x100001000: the window of 0x40000 \
+        "cannot place a window of 0x1000 bytes at guest address 0x100001000: the window of 0x40000 \
          bytes at 0x100000000 lies there; close that, or choose another place"
     );
     assert_eq!(error.errno(), libc::EEXIST);
@@ -351,7 +351,19 @@ fn regions_follow_a_window_that_moves() {
         .unwrap();
     let memory = Memory::shared(4);
     create(vm.as_ref(), figures(7, page(8), 4), &memory).unwrap();
-    window.relocate(GuestAddress(2 * BASE)).unwrap();
+    let other = remap
+        .open_window(GuestAddress(3 * BASE), PAGE_SIZE)
+        .unwrap();
+    let error = remap.relocate_window(&window, GuestAddress(3 * BASE));
+    assert_eq!(error.unwrap_err().errno(), libc::EEXIST);
+    remap.close_window(other).unwrap();
+    // Over itself is no obstacle.
+    remap
+        .relocate_window(&window, GuestAddress(page(1)))
+        .unwrap();
+    remap
+        .relocate_window(&window, GuestAddress(2 * BASE))
+        .unwrap();
     remove(vm.as_ref(), figures(7, page(8), 4), &memory).unwrap_err();
     remove(vm.as_ref(), figures(7, BASE + page(8), 4), &memory).unwrap();
     assert!(window.mappings().is_empty());

@@ -1,11 +1,13 @@
 //! Owns the tests of how a run of a decorated vCPU ends, over one that ends as the test says.
 
+use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use hypervisor::arch::x86::DescriptorTable;
 use hypervisor::{HypervisorCpuError, Vcpu, Vm, VmExit, VmOps};
 use vm_memory::GuestAddress;
 use vm_remap::BackendKind::Fixed;
+use vm_remap::fault::SigbusHook;
 use vm_remap::{PAGE_SIZE, PageRange, Protection, Source};
 use vm_remap_cloud_hypervisor::{RemapOptions, RemapVm};
 
@@ -14,7 +16,7 @@ use crate::memory::Memory;
 use crate::ops::Ops;
 use crate::recorder::Recorder;
 use crate::script::Ending::{
-    Debug, Fault, FaultWithCause, Port, Read, Reset, Shutdown, Signal, Step,
+    Debug, Fault, FaultWithCause, Port, Read, Reset, Shutdown, Signal, Step, Touch,
 };
 use crate::script::{Ending, Script};
 
@@ -116,6 +118,31 @@ fn step_puts_the_vmms_debugging_back() {
     let wanted = ["debug 1 false", "debug 0 true", "debug 1 false"];
     assert_eq!(bench.script.names(), wanted);
     assert_eq!(bench.vm.resolver().counters().steps, 1);
+}
+
+/// `vpgatherdd xmm1, [rsi + xmm2 * 4], xmm3`: its addresses are in a register that nobody asks for.
+const GATHER: &[u8] = &[0xc4, 0xe2, 0x61, 0x90, 0x0c, 0x96];
+
+#[test]
+fn address_that_cannot_be_computed_is_learnt_from_the_touch() {
+    if let Err(error) = SigbusHook::install() {
+        let test = "address_that_cannot_be_computed_is_learnt_from_the_touch";
+        writeln!(
+            std::io::stderr(),
+            "SKIP {test}: no page can be poisoned here: {error}"
+        )
+        .unwrap();
+        return;
+    }
+    let mut bench = bench(GATHER, true);
+    let window = bench.vm.windows().remove(0);
+    let first = window.lookup(window.base()).unwrap().host_address;
+    // Once for a fault that is over by itself, once to arm the holes.
+    let touch = Touch(first + 0x5000);
+    let ended = bench.run(&[Fault, Fault, touch, Step, Port]);
+    assert!(matches!(ended, Ok(VmExit::Ignore)), "{ended:?}");
+    let counters = bench.vm.resolver().counters();
+    assert_eq!((counters.armed, counters.holes, counters.stops), (1, 1, 0));
 }
 
 /// The VMM can pause the vCPU and save its state after any run.

@@ -11,6 +11,7 @@ use hypervisor::{
     CpuState, HypervisorCpuError, HypervisorType, MpState, StandardRegisters, Vcpu, VmExit, VmOps,
 };
 use vm_memory::GuestAddress;
+use vm_remap::fault::SigbusHook;
 use vmm_sys_util::errno;
 
 type Result<T> = std::result::Result<T, HypervisorCpuError>;
@@ -28,6 +29,8 @@ pub enum Ending {
     Reset,
     Shutdown,
     Signal,
+    /// A SIGBUS at this host address, which the handler of a `SigbusHook` sees.
+    Touch(u64),
     Read(u64),
     Port,
 }
@@ -75,6 +78,10 @@ impl Scripted {
             Ending::Reset => VmExit::Reset,
             Ending::Shutdown => VmExit::Shutdown,
             Ending::Signal => VmExit::Ignore,
+            Ending::Touch(host) => {
+                assert!(SigbusHook::took(libc::BUS_MCEERR_AR, host));
+                VmExit::Ignore
+            }
             Ending::Read(at) => {
                 let mut into = [0; 4];
                 let read = ops.mmio_read(at, &mut into);
