@@ -211,3 +211,52 @@ pub(crate) fn io_error(error: HypervisorVmError) -> io::Error {
         None => io::Error::other(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_say_what_to_do_next() {
+        let refused = || io::Error::from_raw_os_error(libc::EPERM);
+        let base = GuestAddress(0x1000);
+        let cases = [
+            (
+                RemapError::NotKvm,
+                libc::EOPNOTSUPP,
+                "cannot decorate the hypervisor: it is not KVM; use it as it is",
+            ),
+            (
+                RemapError::PreciseZap { source: refused() },
+                libc::EPERM,
+                "cannot switch precise zapping on for the VM",
+            ),
+            (
+                RemapError::NoHostMemory {
+                    guest: base,
+                    len: 0x2000,
+                },
+                libc::EINVAL,
+                "cannot create a region of 0x2000 bytes at guest address 0x1000: its host address is 0",
+            ),
+            (
+                RemapError::DirtyLogOff { base },
+                libc::ENOENT,
+                "cannot take the dirty log of the window at 0x1000: it is off; start the VM's first",
+            ),
+        ];
+        for (error, errno, text) in cases {
+            assert_eq!((error.errno(), error.to_string().as_str()), (errno, text));
+        }
+    }
+
+    #[test]
+    fn errno_of_the_hypervisor_is_found_among_the_causes() {
+        let cause = anyhow::Error::new(vmm_sys_util::errno::Error::new(libc::ENOSPC));
+        let error = HypervisorVmError::CreateUserMemory(cause.context("on the way"));
+        assert_eq!(errno_of(&error), Some(libc::ENOSPC));
+        assert_eq!(RemapError::from(error).errno(), libc::ENOSPC);
+        let error = HypervisorVmError::CreateUserMemory(anyhow::anyhow!("no number"));
+        assert_eq!(io_error(error).raw_os_error(), None);
+    }
+}
