@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use kvm_bindings::{CpuId, kvm_segment, kvm_sregs, kvm_xcrs};
+use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_segment, kvm_sregs, kvm_xcrs};
 
 use super::memory::{BLOCK, GDT, Layout, PAGE, TABLES, TSS};
 
@@ -33,6 +33,9 @@ const CR4_PAE: u64 = 1 << 5;
 const CR4_OSFXSR: u64 = 1 << 9;
 const CR4_OSXMMEXCPT: u64 = 1 << 10;
 const CR4_OSXSAVE: u64 = 1 << 18;
+const CR4_SMAP: u64 = 1 << 21;
+/// CPUID leaf 7, EBX: the processor has SMAP.
+const CPUID_SMAP: u32 = 1 << 20;
 /// x87, SSE and AVX state.
 const XCR0: u64 = 7;
 /// CPUID leaf 1, ECX: the processor has XSAVE.
@@ -142,14 +145,18 @@ pub(super) fn enter(sregs: &mut kvm_sregs) {
     sregs.efer = EFER_SCE | EFER_LME | EFER_LMA;
 }
 
+/// Keeps ring 0 out of the pages of ring 3, where `cpuid` has it, as every stock kernel does: the
+/// hypervisor's own walk of the page tables is a ring 0 one.
+pub(super) fn enter_smap(sregs: &mut kvm_sregs, cpuid: &CpuId) {
+    if leaf(cpuid, 7).is_some_and(|leaf| leaf.ebx & CPUID_SMAP != 0) {
+        sregs.cr4 |= CR4_SMAP;
+    }
+}
+
 /// Lets the guest use AVX, where `cpuid` has it; registers for [`kvm_xcrs`] come with it.
 pub(super) fn enter_avx(sregs: &mut kvm_sregs, cpuid: &CpuId) -> Option<kvm_xcrs> {
-    let leaf = |function| {
-        let mut leaves = cpuid.as_slice().iter();
-        leaves.find(move |leaf| leaf.function == function && leaf.index == 0)
-    };
-    let xsave = leaf(1)?.ecx & CPUID_XSAVE != 0;
-    if !xsave || u64::from(leaf(0xd)?.eax) & XCR0 != XCR0 {
+    let xsave = leaf(cpuid, 1)?.ecx & CPUID_XSAVE != 0;
+    if !xsave || u64::from(leaf(cpuid, 0xd)?.eax) & XCR0 != XCR0 {
         return None;
     }
     sregs.cr4 |= CR4_OSXSAVE;
@@ -159,6 +166,11 @@ pub(super) fn enter_avx(sregs: &mut kvm_sregs, cpuid: &CpuId) -> Option<kvm_xcrs
     };
     xcrs.xcrs[0].value = XCR0;
     Some(xcrs)
+}
+
+fn leaf(cpuid: &CpuId, function: u32) -> Option<&kvm_cpuid_entry2> {
+    let mut leaves = cpuid.as_slice().iter();
+    leaves.find(|leaf| leaf.function == function && leaf.index == 0)
 }
 
 #[cfg(test)]

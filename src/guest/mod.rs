@@ -378,6 +378,7 @@ fn enter(fd: &VcpuFd, cpuid: &CpuId) -> Result<(), GuestError> {
         .get_sregs()
         .map_err(GuestError::kvm("read the vCPU's special registers"))?;
     longmode::enter(&mut sregs);
+    longmode::enter_smap(&mut sregs, cpuid);
     let xcrs = longmode::enter_avx(&mut sregs, cpuid);
     fd.set_sregs(&sregs)
         .map_err(GuestError::kvm("put the vCPU into 64-bit ring 3"))?;

@@ -27,6 +27,10 @@ const LONG_MODE: u64 = 1 << 10;
 const PUT_OFF: u32 = 4;
 /// `RFLAGS.RF`, which a fault sets and nothing rests on.
 const RESUME: u64 = 1 << 16;
+/// `RFLAGS.AC`. `KVM_TRANSLATE` walks the page tables as ring 0 does, and `CR4.SMAP` keeps that out
+/// of the pages of ring 3 while this flag is clear (Linux: `arch/x86/kvm/mmu.h`
+/// `permission_fault`).
+const ALIGNMENT_CHECK: u64 = 1 << 18;
 /// `kvm_run.exit_reason` of no exit at all.
 const NO_EXIT: u32 = 0;
 
@@ -63,8 +67,23 @@ impl FaultedVcpu for VcpuFd {
     }
 
     fn translate(&self, linear: u64) -> Option<GuestAddress> {
-        let found = self.translate_gva(linear).ok()?;
-        (found.valid != 0).then_some(GuestAddress(found.physical_address))
+        let walk = || {
+            let found = self.translate_gva(linear).ok()?;
+            (found.valid != 0).then_some(GuestAddress(found.physical_address))
+        };
+        if let Some(found) = walk() {
+            return Some(found);
+        }
+        let regs = self.get_regs().ok()?;
+        if regs.rflags & ALIGNMENT_CHECK != 0 {
+            return None;
+        }
+        let mut allowed = regs;
+        allowed.rflags |= ALIGNMENT_CHECK;
+        self.set_regs(&allowed).ok()?;
+        let found = walk();
+        self.set_regs(&regs).ok()?;
+        found
     }
 
     fn begin_step(&mut self) -> io::Result<(KvmStepping, StepEnd)> {

@@ -82,7 +82,8 @@ pub trait FaultedVcpu {
     fn registers(&self) -> io::Result<Registers>;
 
     /// Where a linear address of the guest leads, by the guest's own page tables; `None` where they
-    /// do not say. `KVM_TRANSLATE` does it.
+    /// do not say. `KVM_TRANSLATE` does it, but sees the pages of ring 3 only while `RFLAGS.AC` is
+    /// set, if the guest has set `CR4.SMAP`, as every stock kernel does.
     fn translate(&self, linear: u64) -> Option<GuestAddress>;
 
     /// Makes the next run of the vCPU end after one instruction, without interrupts if that can be

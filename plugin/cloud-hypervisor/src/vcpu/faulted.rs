@@ -15,6 +15,7 @@ use crate::error::errno_of;
 /// `EFER.LMA`: the vCPU is in long mode.
 const LONG_MODE: u64 = 1 << 10;
 /// `RFLAGS.RF`, which a fault sets and nothing rests on.
+const ALIGNMENT_CHECK: u64 = 1 << 18;
 const RESUME: u64 = 1 << 16;
 
 /// What the VMM asked of guest debugging.
@@ -116,8 +117,23 @@ impl FaultedVcpu for Faulted {
     }
 
     fn translate(&self, linear: u64) -> Option<GuestAddress> {
-        let (guest, _) = self.vcpu.translate_gva(linear, 0).ok()?;
-        Some(GuestAddress(guest))
+        let walk = || {
+            let (guest, _) = self.vcpu.translate_gva(linear, 0).ok()?;
+            Some(GuestAddress(guest))
+        };
+        if let Some(found) = walk() {
+            return Some(found);
+        }
+        let regs = self.vcpu.get_regs().ok()?;
+        if regs.get_rflags() & ALIGNMENT_CHECK != 0 {
+            return None;
+        }
+        let mut allowed = regs;
+        allowed.set_rflags(regs.get_rflags() | ALIGNMENT_CHECK);
+        self.vcpu.set_regs(&allowed).ok()?;
+        let found = walk();
+        self.vcpu.set_regs(&regs).ok()?;
+        found
     }
 
     fn begin_step(&mut self) -> io::Result<(Hidden, StepEnd)> {
