@@ -1,0 +1,3 @@
+//! Owns the reference VMM of the command. Never changes a mapping itself.
+
+pub mod virtio;

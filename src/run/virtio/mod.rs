@@ -1,0 +1,4 @@
+//! Owns the virtio devices of the reference VMM: what the guest's drivers see of them, and whoever
+//! does their work. Never places a device in the guest's address space; that is the machine's.
+
+pub mod mmio;
