@@ -130,7 +130,9 @@ fn backend_that_vanishes_leaves_holes() {
     assert!(matches!(closed.cause, ChannelError::Disconnected));
     assert!(closed.left.is_none());
     assert_eq!(device.seen(), []);
-    left_behind.shmem_map(&request(0, 2), &blob(2, 1)).unwrap_err();
+    left_behind
+        .shmem_map(&request(0, 2), &blob(2, 1))
+        .unwrap_err();
 }
 
 #[expect(unsafe_code, reason = "the frontend tells a number")]

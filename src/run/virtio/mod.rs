@@ -2,3 +2,4 @@
 //! does their work. Never places a device in the guest's address space; that is the machine's.
 
 pub mod mmio;
+pub mod vhost_user;
