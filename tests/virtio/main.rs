@@ -18,6 +18,7 @@ mod driver;
 mod recorder;
 
 mod config;
+mod hostile;
 mod lifecycle;
 mod refusals;
 mod shared_memory;

@@ -6,10 +6,11 @@ use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
-use vm_remap_cli::run::virtio::vhost_user::VhostUserError;
+use virtio_bindings::virtio_mmio::*;
+use vm_remap_cli::run::virtio::vhost_user::{Queues, SharedMemory, VhostUserError};
 
 use crate::daemon::{Manner, REGION, REGION_LEN, Request};
-use crate::driver::Machine;
+use crate::driver::{Machine, WINDOW};
 
 /// The whole text of an error.
 fn text(error: &VhostUserError) -> String {
@@ -67,7 +68,7 @@ fn shared_memory_beyond_the_limit_is_refused_with_both_figures() {
     let machine = Machine::new();
     let daemon = machine.daemon(&Manner::default());
     let mut options = machine.options();
-    options.shmem_limit = REGION_LEN - 4096;
+    options.shared_memory = SharedMemory::Announced(REGION_LEN - 4096);
     let refused = text(&machine.device(&options).err().unwrap());
     assert_eq!(
         refused,
@@ -83,11 +84,37 @@ fn a_device_without_shared_memory_works_all_the_same() {
     let machine = Machine::new();
     let daemon = machine.daemon(&Manner::default());
     let mut options = machine.options();
-    options.shmem_limit = 0;
+    options.shared_memory = SharedMemory::Off;
     let mut driver = machine.device(&options).unwrap();
     assert_eq!(driver.region(REGION), (u64::MAX, u64::MAX));
     driver.start();
     assert_eq!(driver.ask(0, Request::Add(1)), 2);
+    daemon.kill();
+}
+
+#[test]
+fn a_region_that_the_daemon_does_not_announce_can_be_given() {
+    let machine = Machine::new();
+    let mut options = machine.options();
+    options.shared_memory = SharedMemory::Given(1 << 20);
+    options.queues = Queues::Sizes(vec![8, 16]);
+    let daemon = machine.daemon(&Manner::default());
+    let mut driver = machine.device(&options).unwrap();
+    assert_eq!(driver.region(0), (WINDOW, 1 << 20));
+    assert_eq!(driver.region(REGION), (u64::MAX, u64::MAX));
+    driver.set(VIRTIO_MMIO_QUEUE_SEL, 1);
+    assert_eq!(driver.get(VIRTIO_MMIO_QUEUE_NUM_MAX), 16);
+    drop(driver);
+    daemon.kill();
+    let daemon = machine.daemon(&Manner {
+        lacks: VhostUserProtocolFeatures::SHMEM,
+        ..Manner::default()
+    });
+    assert_eq!(
+        text(&machine.device(&options).err().unwrap()),
+        "cannot use the daemon: it does not offer VHOST_USER_PROTOCOL_F_SHMEM, which a device here \
+         needs"
+    );
     daemon.kill();
 }
 
@@ -128,14 +155,14 @@ fn queues_that_the_daemon_does_not_have_are_refused() {
     let machine = Machine::new();
     let daemon = machine.daemon(&Manner::default());
     let mut options = machine.options();
-    options.queues = Some(3);
+    options.queues = Queues::Sizes(vec![64; 3]);
     assert_eq!(
         text(&machine.device(&options).err().unwrap()),
         "cannot use 3 queues: the daemon has 2, and a device here can have 64; leave the number \
          out for those there are"
     );
     daemon.kill();
-    options.queue_size = 48;
+    options.queues = Queues::Sizes(vec![64, 48]);
     assert_eq!(
         text(&machine.device(&options).err().unwrap()),
         "cannot use queues of 48 descriptors: it must be a power of two up to 32768"

@@ -17,3 +17,16 @@ impl VhostUserFrontendReqHandler for ConfigNews {
         Ok(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn news_of_the_configuration_is_an_interrupt() {
+        let interrupt = Arc::new(Interrupt::new().unwrap());
+        let news = ConfigNews(Arc::clone(&interrupt));
+        assert_eq!(news.handle_config_change().unwrap(), 0);
+        assert_eq!(interrupt.line().read().unwrap(), 1);
+    }
+}

@@ -17,6 +17,7 @@ use vm_remap::vhost_user::ShmemConfig;
 
 use super::error::VhostUserError;
 use super::get_config::get_config;
+use super::options::SharedMemory;
 use super::patience::bounded;
 
 /// How many queues a device can have.
@@ -74,12 +75,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Asks the daemon at the other end of `stream` what it offers. Its regions may have
-    /// `shmem_limit` bytes together; with 0 it is not asked for any. An answer may take `patience`.
+    /// Asks the daemon at the other end of `stream` what it offers. An answer may take `patience`.
     pub(super) fn negotiate(
         stream: UnixStream,
         queues: Option<u16>,
-        shmem_limit: u64,
+        shared_memory: SharedMemory,
         patience: Duration,
     ) -> Result<(Self, Terms), VhostUserError> {
         let watched = clone(&stream)?;
@@ -89,11 +89,17 @@ impl Connection {
             protocol: Protocol::empty(),
             patience,
         };
-        let terms = bounded(&watched, patience, || connection.agree(queues, shmem_limit))?;
+        let terms = bounded(&watched, patience, || {
+            connection.agree(queues, shared_memory)
+        })?;
         Ok((connection, terms))
     }
 
-    fn agree(&mut self, queues: Option<u16>, shmem_limit: u64) -> Result<Terms, VhostUserError> {
+    fn agree(
+        &mut self,
+        queues: Option<u16>,
+        shared_memory: SharedMemory,
+    ) -> Result<Terms, VhostUserError> {
         let frontend = &mut self.frontend;
         frontend.set_owner().map_err(ask("take the daemon"))?;
         let features = frontend.get_features();
@@ -107,7 +113,7 @@ impl Connection {
         }
         let offered = frontend.get_protocol_features();
         let offered = offered.map_err(ask("ask the daemon for its protocol features"))?;
-        self.protocol = wanted(offered, shmem_limit);
+        self.protocol = wanted(offered, shared_memory);
         frontend
             .set_protocol_features(self.protocol)
             .map_err(ask("settle the protocol with the daemon"))?;
@@ -117,7 +123,7 @@ impl Connection {
         Ok(Terms {
             features: features & OFFERED,
             queues: self.queues(queues)?,
-            regions: self.regions(shmem_limit)?,
+            regions: self.regions(shared_memory)?,
         })
     }
 
@@ -138,11 +144,18 @@ impl Connection {
         Ok(asked)
     }
 
-    fn regions(&mut self, limit: u64) -> Result<ShmemConfig, VhostUserError> {
+    fn regions(&mut self, shared_memory: SharedMemory) -> Result<ShmemConfig, VhostUserError> {
+        if let Some(given) = shared_memory.given().map_err(VhostUserError::Shmem)? {
+            if given.iter().count() > 0 && !self.protocol.contains(Protocol::SHMEM) {
+                let what = "VHOST_USER_PROTOCOL_F_SHMEM";
+                return Err(VhostUserError::Lacks { what });
+            }
+            return Ok(given);
+        }
         if !self.protocol.contains(Protocol::SHMEM) {
             return Ok(ShmemConfig::default());
         }
-        ShmemConfig::ask(&mut self.frontend, limit).map_err(VhostUserError::Shmem)
+        ShmemConfig::ask(&mut self.frontend, shared_memory.limit()).map_err(VhostUserError::Shmem)
     }
 
     /// Gives the daemon the socket for its requests. It is not waited for: the daemon may ask for
@@ -218,9 +231,9 @@ pub(super) fn ask(step: &'static str) -> impl Fn(vhost::Error) -> VhostUserError
     move |source| VhostUserError::Ask { step, source }
 }
 
-fn wanted(offered: Protocol, shmem_limit: u64) -> Protocol {
+fn wanted(offered: Protocol, shared_memory: SharedMemory) -> Protocol {
     let mut wanted = offered & WANTED;
-    if shmem_limit == 0 || !wanted.contains(Protocol::BACKEND_REQ) {
+    if shared_memory == SharedMemory::Off || !wanted.contains(Protocol::BACKEND_REQ) {
         wanted.remove(Protocol::SHMEM);
     }
     wanted

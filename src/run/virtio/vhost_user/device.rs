@@ -3,14 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use log::warn;
 use vm_memory::GuestMemoryMmap;
-use vm_remap::vhost_user::{Overlap, ShmemHandler, ShmemLimits};
-use vm_remap::{DescriptorPolicy, Window};
+use vm_remap::Window;
+use vm_remap::vhost_user::{Overlap, ShmemHandler};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::config_news::ConfigNews;
@@ -19,55 +17,12 @@ use super::device_type::DeviceType;
 use super::dial::dial;
 use super::error::{OpenWindowError, VhostUserError};
 use super::keeper::Keeper;
+use super::options::VhostUserOptions;
 use super::rings::QueueEvents;
 use super::shared::{Shared, chain};
 use crate::run::virtio::mmio::{
     ActiveQueue, DeviceError, Interrupt, SharedMemoryRegion, VirtioDevice,
 };
-
-/// What device to make, and of which daemon.
-#[derive(Clone, Debug)]
-pub struct VhostUserOptions {
-    /// Where the daemon listens.
-    pub socket: PathBuf,
-    /// What the device is.
-    pub device_type: DeviceType,
-    /// How many queues it has; as many as the daemon says, if not set.
-    pub queues: Option<u16>,
-    /// The greatest size of each queue, in descriptors: a power of two.
-    pub queue_size: u16,
-    /// The most bytes that the daemon's shared memory regions may have together; 0 for none.
-    pub shmem_limit: u64,
-    /// Which descriptors of the daemon may be mapped.
-    pub policy: DescriptorPolicy,
-    /// How much of the VMM its mappings may take.
-    pub limits: ShmemLimits,
-    /// How long to wait for somebody to listen at the socket.
-    pub wait: Duration,
-    /// How long the daemon may take to answer what belongs together: to start the device or to stop
-    /// it, or a single access to its configuration. A vCPU waits for that long.
-    pub patience: Duration,
-}
-
-impl VhostUserOptions {
-    /// A device of the daemon at `socket`: the queues that it has, of up to 256 descriptors, shared
-    /// memory of up to 16 GiB, the library's own policy for a peer and its limits, and 10 s for the
-    /// daemon to listen and for each answer.
-    #[must_use]
-    pub fn new(socket: impl Into<PathBuf>, device_type: DeviceType) -> Self {
-        Self {
-            socket: socket.into(),
-            device_type,
-            queues: None,
-            queue_size: 256,
-            shmem_limit: 16 << 30,
-            policy: DescriptorPolicy::peer(),
-            limits: ShmemLimits::default(),
-            wait: Duration::from_secs(10),
-            patience: Duration::from_secs(10),
-        }
-    }
-}
 
 /// A virtio device whose work a daemon does.
 pub struct VhostUserDevice {
@@ -96,13 +51,12 @@ impl VhostUserDevice {
         interrupt: Arc<Interrupt>,
         mut open_window: impl FnMut(u64) -> Result<Arc<Window>, OpenWindowError>,
     ) -> Result<Self, VhostUserError> {
-        let size = options.queue_size;
-        if !size.is_power_of_two() {
-            return Err(VhostUserError::QueueSize { size });
-        }
+        // What makes no sense is told before anybody is waited for.
+        options.queues.sizes(1)?;
         let stream = dial(&options.socket, options.wait)?;
-        let (queues, limit) = (options.queues, options.shmem_limit);
-        let (connection, terms) = Connection::negotiate(stream, queues, limit, options.patience)?;
+        let (queues, shared_memory) = (options.queues.count(), options.shared_memory);
+        let (connection, terms) =
+            Connection::negotiate(stream, queues, shared_memory, options.patience)?;
         let mut windows = BTreeMap::new();
         for (region, len) in terms.regions.iter() {
             let window = open_window(len).map_err(|source| VhostUserError::OpenWindow {
@@ -114,7 +68,7 @@ impl VhostUserDevice {
         }
         let events = (0..terms.queues).map(|_| queue_events());
         let events = events.collect::<Result<Vec<_>, _>>()?;
-        let queue_sizes = vec![size; events.len()];
+        let queue_sizes = options.queues.sizes(terms.queues)?;
         let shared = Arc::new(shared(options, terms, interrupt, &windows));
         let watched = shared.take_on(connection)?;
         Ok(Self {
@@ -140,13 +94,12 @@ impl VhostUserDevice {
     fn start(&self, features: u64, queues: &[ActiveQueue]) -> Result<(), DeviceError> {
         let mut link = self.shared.link();
         link.started = true;
-        let size = self.queue_sizes.first().copied().unwrap_or_default();
         let (memory, events) = (&self.memory, &self.events);
         let Some(connection) = link.connection() else {
             let socket = self.shared.socket.clone();
             return Err(Box::new(VhostUserError::Gone { socket }));
         };
-        if let Err(error) = connection.start(memory, features, queues, events, size) {
+        if let Err(error) = connection.start(memory, features, queues, events) {
             let text = chain(&error);
             link.give_up(error);
             return Err(text.into());
@@ -268,7 +221,7 @@ fn shared(
     Shared {
         name,
         socket,
-        shmem_limit: options.shmem_limit,
+        shared_memory: options.shared_memory,
         patience: options.patience,
         terms,
         interrupt,

@@ -33,11 +33,13 @@ mod dial;
 mod error;
 mod get_config;
 mod keeper;
+mod options;
 mod patience;
 mod rings;
 mod shared;
 mod waiter;
 
-pub use device::{VhostUserDevice, VhostUserOptions};
+pub use device::VhostUserDevice;
 pub use device_type::{DeviceType, UnknownDeviceType};
 pub use error::{OpenWindowError, VhostUserError};
+pub use options::{Queues, SharedMemory, VhostUserOptions};

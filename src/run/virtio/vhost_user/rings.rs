@@ -28,7 +28,6 @@ impl Connection {
         features: u64,
         queues: &[ActiveQueue],
         events: &[QueueEvents],
-        size: u16,
     ) -> Result<(), VhostUserError> {
         let regions = memory
             .iter()
@@ -49,7 +48,7 @@ impl Connection {
             for queue in queues {
                 let events = events.get(usize::from(queue.index));
                 let events = events.ok_or(VhostUserError::Lacks { what: "the queue" })?;
-                let rings = rings(memory, queue, size)?;
+                let rings = rings(memory, queue)?;
                 set_up(frontend, queue, events, &rings)
                     .map_err(ask("set a queue up in the daemon"))?;
             }
@@ -87,11 +86,7 @@ impl Connection {
 
 /// Where the rings lie: the daemon gets addresses of this process, which it finds in the table of
 /// memory.
-fn rings(
-    memory: &GuestMemoryMmap,
-    queue: &ActiveQueue,
-    max: u16,
-) -> Result<VringConfigData, VhostUserError> {
+fn rings(memory: &GuestMemoryMmap, queue: &ActiveQueue) -> Result<VringConfigData, VhostUserError> {
     let host = |address: GuestAddress| {
         let host = memory.get_host_address(address);
         let host = host.map_err(|_| VhostUserError::Lacks {
@@ -100,7 +95,7 @@ fn rings(
         Ok(host.addr() as u64)
     };
     Ok(VringConfigData {
-        queue_max_size: max,
+        queue_max_size: queue.size,
         queue_size: queue.size,
         flags: 0,
         desc_table_addr: host(queue.descriptors)?,

@@ -16,13 +16,14 @@ use super::connection::{Connection, Terms, clone};
 use super::dial::dial;
 use super::error::VhostUserError;
 use super::keeper::Watched;
+use super::options::SharedMemory;
 use crate::run::virtio::mmio::Interrupt;
 
 /// What both threads of a device know.
 pub(super) struct Shared {
     pub(super) name: String,
     pub(super) socket: PathBuf,
-    pub(super) shmem_limit: u64,
+    pub(super) shared_memory: SharedMemory,
     pub(super) patience: Duration,
     pub(super) terms: Terms,
     pub(super) interrupt: Arc<Interrupt>,
@@ -87,7 +88,7 @@ impl Shared {
         let stream = dial(&self.socket, Duration::ZERO)?;
         let queues = Some(self.terms.queues);
         let (connection, terms) =
-            Connection::negotiate(stream, queues, self.shmem_limit, self.patience)?;
+            Connection::negotiate(stream, queues, self.shared_memory, self.patience)?;
         self.terms.allow(&terms)?;
         let watched = self.take_on(connection)?;
         let waits = self.link().started;
