@@ -10,6 +10,7 @@ pub mod ready;
 mod realtime;
 pub mod replay;
 pub mod report;
+pub mod run;
 pub mod scale;
 pub mod trace;
 pub mod whozaps;

@@ -7,6 +7,7 @@ mod doctor;
 mod jitter;
 mod ready;
 mod replay;
+mod run;
 mod scale;
 mod trace;
 mod who_zaps;
@@ -37,6 +38,8 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Measure remapping under a real guest: memslots, `MAP_FIXED` and this library side by side.
     Bench(bench::Arguments),
+    /// Run a stock Linux kernel in a small machine, with its console in this terminal.
+    Run(run::Arguments),
     /// Make up a trace of a client of a window, for `bench --trace`.
     Trace(trace::Arguments),
     /// Print shell completions.
@@ -57,6 +60,7 @@ pub fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Run(arguments) => run::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
         Command::Completions { shell } => write(&completions(shell)).map(|()| ExitCode::SUCCESS),
         Command::Man => manual()
