@@ -1,6 +1,7 @@
 //! Owns what the guest is told of its CPUs: KVM's list of what it supports, made true for each
 //! vCPU. Never adds a feature that KVM does not offer.
 
+use anyhow::{Context as _, Result};
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 /// Leaf 1, ECX: the timer of the local APIC counts in TSC ticks. KVM has it with its own APIC.
@@ -13,13 +14,31 @@ const HTT: u32 = 1 << 28;
 const THREADS: u32 = 1 << 8;
 const CORES: u32 = 2 << 8;
 
+/// The leaves that tell the topology, level by level. KVM offers the first level only, and empty.
+const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
+
 /// The list for vCPU `id` of `count`, all of them cores of one package.
-pub(super) fn for_vcpu(supported: &CpuId, id: u8, count: u8) -> CpuId {
-    let mut list = supported.clone();
-    for leaf in list.as_mut_slice() {
-        tell(leaf, id, count);
+///
+/// # Errors
+/// It would be longer than KVM takes.
+pub(super) fn for_vcpu(supported: &CpuId, id: u8, count: u8) -> Result<CpuId> {
+    let mut leaves = Vec::new();
+    for leaf in supported.as_slice() {
+        let topology = TOPOLOGY.contains(&leaf.function);
+        let levels = match (topology, leaf.index) {
+            (true, 0) => 0..=2,
+            // Made anew with the first one.
+            (true, _) => continue,
+            (false, index) => index..=index,
+        };
+        for index in levels {
+            let mut leaf = kvm_cpuid_entry2 { index, ..*leaf };
+            tell(&mut leaf, id, count);
+            leaves.push(leaf);
+        }
     }
-    list
+    CpuId::from_entries(&leaves)
+        .with_context(|| format!("cannot tell vCPU {id} of {} features", leaves.len()))
 }
 
 fn tell(leaf: &mut kvm_cpuid_entry2, id: u8, count: u8) {
@@ -78,7 +97,7 @@ mod tests {
             ebx: 0xffff_1234,
             ..Default::default()
         };
-        let leaves = [leaf(1, 0), leaf(0xb, 0), leaf(0xb, 1), leaf(0x8000_0008, 0)];
+        let leaves = [leaf(1, 0), leaf(0xb, 0), leaf(0x8000_0008, 0)];
         CpuId::from_entries(&leaves).unwrap()
     }
 
@@ -86,7 +105,7 @@ mod tests {
     fn each_vcpu_gets_its_own_number_in_every_leaf() {
         let supported = list();
         for id in 0..3 {
-            let told = for_vcpu(&supported, id, 3);
+            let told = for_vcpu(&supported, id, 3).unwrap();
             let leaf = told.as_slice();
             assert_eq!(leaf[0].ebx, u32::from(id) << 24 | 0x3_1234);
             assert_eq!(leaf[0].ecx, TSC_DEADLINE | HYPERVISOR);
@@ -96,7 +115,12 @@ mod tests {
                 (2, 3),
                 "a width of 2 bits, for 3 cores"
             );
-            assert_eq!(leaf[3].ecx, 2 | 2 << 12);
+            assert_eq!(
+                (leaf[3].index, leaf[3].ecx),
+                (2, 2),
+                "an empty level ends the list"
+            );
+            assert_eq!(leaf[4].ecx, 2 | 2 << 12);
         }
     }
 

@@ -2,7 +2,7 @@
 //! Never runs a vCPU.
 
 use std::io::Stdout;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -111,6 +111,12 @@ impl Console {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The serial port's timer, and its wish for more input.
+    fn descriptors(&self) -> (RawFd, RawFd) {
+        let uart = self.uart();
+        (uart.timer(), uart.room().as_raw_fd())
+    }
+
     /// Watches standard input. One that cannot be watched (a regular file, `/dev/null`) is typed
     /// at once; one that is closed is nothing.
     fn watch(&mut self, ops: &mut EventOps<'_>) {
@@ -144,7 +150,7 @@ impl Console {
 
 impl MutEventSubscriber for Console {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        let (timer, room) = (self.uart().timer(), self.uart().room().as_raw_fd());
+        let (timer, room) = self.descriptors();
         add(ops, Events::new_raw(timer, EventSet::IN));
         add(ops, Events::new_raw(room, EventSet::IN));
         self.watch(ops);
@@ -152,7 +158,7 @@ impl MutEventSubscriber for Console {
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         let fd = events.fd();
-        let (timer, room) = (self.uart().timer(), self.uart().room().as_raw_fd());
+        let (timer, room) = self.descriptors();
         if fd == timer {
             self.uart().fired();
         } else if fd == room {

@@ -266,7 +266,7 @@ impl Machine {
                 .vm
                 .create_vcpu(id.into())
                 .with_context(|| format!("cannot create vCPU {id}"))?;
-            fd.set_cpuid2(&cpuid::for_vcpu(&self.supported, id, count))
+            fd.set_cpuid2(&cpuid::for_vcpu(&self.supported, id, count)?)
                 .with_context(|| format!("cannot set the features of vCPU {id}"))?;
             entry::prepare(&fd, id)?;
             if id == 0 {
