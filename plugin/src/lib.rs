@@ -30,7 +30,8 @@
 //! `log` facade.
 //!
 //! The files lie in floors, each importing only downward: `range`, `error`, `host` and `sync`;
-//! `source` and `layout`; `arena`, `slots` and `dma`; `backend`; `window`; `access`; `fault`.
+//! `source` and `layout`; `arena`, `slots` and `dma`; `backend`; `window`; `spec`; `access`;
+//! `fault`.
 
 #![cfg_attr(
     test,
@@ -56,6 +57,7 @@ mod layout;
 mod range;
 mod slots;
 mod source;
+pub mod spec;
 mod sync;
 mod window;
 

@@ -12,12 +12,13 @@ use vm_device::device_manager::{IoManager, MmioManager as _, PioManager as _};
 use vm_device::{DeviceMmio, DevicePio};
 use vm_memory::GuestMemoryMmap;
 use vm_remap::fault::FaultResolver;
+use vm_remap::spec::WindowSpec;
 use vm_remap::{BackendKind, GuestAddress, SlotNumbers, Window, WindowOptions};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::acpi::{self, VirtioPlace};
 use super::events::{Console, Loop, Subscriber};
-use super::launch::{Launch, WindowSpec};
+use super::launch::Launch;
 use super::layout::{GIB, IDENTITY_MAP, Layout, TSS, VIRTIO, VIRTIO_LEN};
 use super::power::{self, Ending, GuestEnd, Panics, Power};
 use super::serial::{SERIAL_PORT, SERIAL_PORTS, Uart};
@@ -178,11 +179,9 @@ impl Machine {
                 format!("cannot find {len:#x} bytes of guest addresses for a window")
             })?;
         let base = GuestAddress(range.start());
-        let segment = spec.segment.unwrap_or(WindowOptions::DEFAULT_SEGMENT);
-        let numbers = self.take_slots(len, segment, spec.backend)?;
-        let window = WindowOptions::new(base, len)
-            .backend(spec.backend)
-            .segment_size(segment)
+        let numbers = self.take_slots(len, spec)?;
+        let window = spec
+            .options(base, len)
             .open(self.vm.clone(), numbers)
             .with_context(|| format!("cannot open a window of {len:#x} bytes at {base}"))?;
         let window = Arc::new(window);
@@ -191,8 +190,9 @@ impl Machine {
         Ok(window)
     }
 
-    fn take_slots(&mut self, len: u64, segment: u64, backend: BackendKind) -> Result<SlotNumbers> {
-        let count = if backend == BackendKind::Memslot {
+    fn take_slots(&mut self, len: u64, spec: &WindowSpec) -> Result<SlotNumbers> {
+        let segment = spec.segment().unwrap_or(WindowOptions::DEFAULT_SEGMENT);
+        let count = if spec.backend() == Some(BackendKind::Memslot) {
             MEMSLOT_SLOTS
         } else {
             // One more, for what the window needs beside its segments.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::{Bytes as _, FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_remap::spec::MemorySpec;
 
-use super::launch::MemorySpec;
 use super::layout::{Layout, MIB};
 
 /// Maps the RAM of a guest.
@@ -93,10 +93,16 @@ mod tests {
 
     use super::*;
 
+    fn spec(size: u64) -> MemorySpec {
+        let mut spec = MemorySpec::default();
+        spec.size = size;
+        spec
+    }
+
     #[test]
     fn ram_is_one_file_without_gaps_whatever_lies_between() {
         let size = 3 * 1024 * MIB + 16 * MIB;
-        let memory = map(&MemorySpec::new(size), &Layout::new(size).unwrap()).unwrap();
+        let memory = map(&spec(size), &Layout::new(size).unwrap()).unwrap();
         let places: Vec<_> = memory
             .iter()
             .map(|region| (region.start_addr().0, region.file_offset().unwrap().start()))
@@ -106,7 +112,7 @@ mod tests {
 
     #[test]
     fn nobody_can_shrink_it() {
-        let memory = map(&MemorySpec::new(16 * MIB), &Layout::new(16 * MIB).unwrap()).unwrap();
+        let memory = map(&spec(16 * MIB), &Layout::new(16 * MIB).unwrap()).unwrap();
         let region = memory.iter().next().unwrap();
         let file = region.file_offset().unwrap().file();
         assert!(file.set_len(4096).is_err());
@@ -118,14 +124,14 @@ mod tests {
             let layout = Layout::new(spec.size).unwrap();
             map(&spec, &layout).unwrap_err().to_string()
         };
-        let mut merged = MemorySpec::new(16 * MIB);
+        let mut merged = spec(16 * MIB);
         merged.mergeable = true;
         assert!(refused(merged).starts_with("cannot let the host merge pages"));
-        let mut odd = MemorySpec::new(16 * MIB);
+        let mut odd = spec(16 * MIB);
         odd.hugepages = true;
         odd.hugepage_size = Some(3 * MIB);
         assert!(refused(odd).starts_with("cannot use huge pages of 3145728 bytes"));
-        let mut short = MemorySpec::new(16 * MIB);
+        let mut short = spec(16 * MIB);
         short.hugepages = true;
         short.hugepage_size = Some(1024 * MIB);
         assert!(refused(short).starts_with("cannot make 16 MiB of guest memory out of pages"));
@@ -133,7 +139,7 @@ mod tests {
 
     #[test]
     fn code_is_read_from_ram_and_from_nowhere_else() {
-        let memory = map(&MemorySpec::new(16 * MIB), &Layout::new(16 * MIB).unwrap()).unwrap();
+        let memory = map(&spec(16 * MIB), &Layout::new(16 * MIB).unwrap()).unwrap();
         memory
             .write_slice(&[0x90, 0xf4], GuestAddress(0x1000))
             .unwrap();

@@ -2,7 +2,8 @@
 //! console. Never deals with a command line; [`Launch`] says what to run.
 //!
 //! ```no_run
-//! use vm_remap_cli::run::{GuestEnd, Launch, MemorySpec};
+//! use vm_remap::spec::MemorySpec;
+//! use vm_remap_cli::run::{GuestEnd, Launch};
 //!
 //! # fn main() -> anyhow::Result<()> {
 //! let launch = Launch {
@@ -10,7 +11,9 @@
 //!     initramfs: Some("initrd.img".into()),
 //!     cmdline: None,
 //!     cpus: 2,
-//!     memory: MemorySpec::new(512 << 20),
+//!     memory: "size=512M".parse::<MemorySpec>()?,
+//!     vhost_user: Vec::new(),
+//!     fs: Vec::new(),
 //! };
 //! let end = vm_remap_cli::run::run(&launch)?;
 //! assert_eq!(end, GuestEnd::PowerOff, "{end}");
@@ -47,9 +50,10 @@ mod cpuid;
 mod entry;
 mod escape;
 mod events;
+pub mod flags;
 mod host;
 mod kernel;
-mod launch;
+pub mod launch;
 mod layout;
 mod machine;
 mod memory;
@@ -62,7 +66,7 @@ mod vcpu;
 
 pub use self::acpi::VirtioPlace;
 pub use self::events::Subscriber;
-pub use self::launch::{DEFAULT_COMMAND_LINE, Launch, MemorySpec, WindowSpec};
+pub use self::launch::Launch;
 pub use self::machine::Machine;
 pub use self::power::{Ending, GuestEnd};
 
@@ -74,5 +78,11 @@ pub use self::power::{Ending, GuestEnd};
 /// The host cannot run it, or something cannot be loaded; the text says what to do. Nothing is left
 /// behind.
 pub fn run(launch: &Launch) -> anyhow::Result<GuestEnd> {
+    let devices = launch.vhost_user.len().saturating_add(launch.fs.len());
+    anyhow::ensure!(
+        devices == 0,
+        "cannot give the guest {devices} devices of other processes: this machine has no virtio \
+         devices; leave --fs and --vhost-user out"
+    );
     Machine::new(launch)?.run(launch)
 }

@@ -18,7 +18,7 @@ use vm_memory::{
     GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _, GuestRegionMmap,
 };
 
-use super::launch::MemorySpec;
+use vm_remap::spec::MemorySpec;
 
 /// The slot numbers that RAM uses, from 0; windows get those above.
 pub(super) const RAM_SLOTS: u32 = 8;
@@ -93,27 +93,25 @@ impl Drop for RegisteredRam {
 /// Tells the host what to do about the memory, as `spec` asks.
 pub(super) fn advise(spec: &MemorySpec, memory: &GuestMemoryMmap) -> Result<()> {
     let wanted = [
-        (
-            spec.thp && !spec.hugepages,
-            Advice::LinuxHugepage,
-            "use huge pages for",
-        ),
-        (
-            spec.prefault,
-            Advice::LinuxPopulateWrite,
-            "make present all",
-        ),
+        (spec.thp && !spec.hugepages, Advice::LinuxHugepage),
+        (spec.prefault, Advice::LinuxPopulateWrite),
     ];
-    for (_, advice, what) in wanted.into_iter().filter(|(wanted, ..)| *wanted) {
+    for (_, advice) in wanted.into_iter().filter(|(wanted, _)| *wanted) {
         for region in memory.iter() {
             let (address, len) = (region.as_ptr(), usize::try_from(region.len())?);
             // SAFETY: the range is exactly the mapping of `region`, borrowed for the call. Neither
             // piece of advice unmaps, discards or reorders a byte: one is a hint, the other makes
             // pages present as a write of what is there would.
             let advised = unsafe { rustix::mm::madvise(address.cast(), len, advice) };
-            advised.with_context(|| {
-                format!("cannot {what} {len:#x} bytes of guest memory; leave the option out")
-            })?;
+            match advised {
+                // It is a wish, and a kernel without them has its reasons.
+                Err(error) if advice == Advice::LinuxHugepage => {
+                    log::debug!("no transparent huge pages for guest memory: {error}");
+                }
+                advised => advised.with_context(|| {
+                    format!("cannot make {len:#x} bytes of guest memory present; ask for less")
+                })?,
+            }
         }
     }
     Ok(())
