@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The floors of the library, the lowest first. A file imports from its own floor or a lower one.
-const FLOORS: [&[&str]; 8] = [
+const FLOORS: [&[&str]; 9] = [
     &["range", "error", "host", "sync"],
     &["source", "layout"],
     &["arena", "slots", "dma"],
     &["backend"],
     &["window"],
+    &["spec"],
     &["access"],
     &["fault"],
     &["vhost_user"],

@@ -31,7 +31,8 @@
 //! `log` facade.
 //!
 //! The files lie in floors, each importing only downward: `range`, `error`, `host` and `sync`;
-//! `source` and `layout`; `arena`, `slots` and `dma`; `backend`; `window`; `access`; `fault`; `vhost_user`.
+//! `source` and `layout`; `arena`, `slots` and `dma`; `backend`; `window`; `spec`; `access`;
+//! `fault`; `vhost_user`.
 
 #![cfg_attr(
     test,
@@ -57,6 +58,7 @@ mod layout;
 mod range;
 mod slots;
 mod source;
+pub mod spec;
 mod sync;
 #[cfg(feature = "vhost-user")]
 pub mod vhost_user;

@@ -146,6 +146,16 @@ impl Arena {
         (self.base as u64).wrapping_add(offset)
     }
 
+    /// Where what comes to `range` should wait: as far beyond the arena as `range` lies in it, so that
+    /// no two ranges ask for one place, and what lies there is found free without a look.
+    pub(crate) fn site(&self, range: PageRange) -> Site {
+        let beyond = (self.len as u64)
+            .checked_next_multiple_of(HUGE_1G)
+            .and_then(|len| len.checked_add(HUGE_1G));
+        let distance = beyond.and_then(|beyond| beyond.checked_add(range.start()));
+        Site::At(self.address(distance.unwrap_or(range.start())))
+    }
+
     /// Host address and length of `range`, seen to lie in this arena.
     fn span(&self, range: PageRange) -> (usize, usize) {
         assert!(

@@ -15,7 +15,6 @@ use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, UserfaultfdFlags, mmap_anonymous, userfaultfd};
 
 use super::calls::{Call, through};
-use super::staged::hint;
 use super::{Site, Staged};
 
 /// `UFFD_USER_MODE_ONLY` (Linux: `include/uapi/linux/userfaultfd.h`, as everything here): the
@@ -69,17 +68,14 @@ impl Staged {
     /// Maps `len` bytes of poisoned memory outside any arena.
     pub(crate) fn poisoned(len: u64, site: Site) -> rustix::io::Result<Self> {
         let bytes = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
-        let at = std::ptr::without_provenance_mut(hint(bytes, site)?);
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        let mapped = through(Call::Map, None, || {
-            // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
-            unsafe { mmap_anonymous(at, bytes, access, flags) }
+        let staged = Self::put_at(site, bytes, |at| {
+            through(Call::Map, None, || {
+                // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
+                unsafe { mmap_anonymous(at, bytes, access, flags) }
+            })
         })?;
-        let staged = Self {
-            address: mapped.addr(),
-            len: bytes,
-        };
         let range = Range {
             start: staged.address as u64,
             len,
@@ -167,7 +163,7 @@ mod tests {
             (0, 4 * HUGE_2M),
         ] {
             let range = PageRange::new(range.0, range.1).unwrap();
-            let site = Site::CongruentWith(arena.address(range.start()));
+            let site = arena.site(range);
             let staged = Staged::poisoned(range.len(), site).unwrap();
             arena.place(range, staged).unwrap();
             assert!(!arena.has_gap(all));

@@ -32,10 +32,12 @@ pub(crate) struct Staged {
 pub(crate) enum Site {
     /// Wherever the kernel likes.
     Anywhere,
-    /// At an address congruent with this one modulo 2 MiB, if it can be had: pages that are brought
-    /// in there can be huge ones, and the move takes page tables as wholes (Linux: `mm/mremap.c`
-    /// `move_page_tables`).
-    CongruentWith(u64),
+    /// At this address, or at least at one that is congruent with it modulo 2 MiB, if that can be had
+    /// and the mapping has 2 MiB: what is brought in there can be huge pages, and it shares no
+    /// page table with others. The move takes page tables as wholes, and where there is half a one
+    /// it makes a table in the new place, even an empty one, over which no huge page can be mapped
+    /// any more (Linux: `mm/mremap.c` `move_page_tables`).
+    At(u64),
 }
 
 /// How pages are brought in.
@@ -57,14 +59,11 @@ impl Staged {
         site: Site,
     ) -> rustix::io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
-        let hint = hint(len, site)? as *mut c_void;
-        let mapped = through(Call::Map, None, || {
-            // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
-            unsafe { mmap(hint, len, access(protection), MapFlags::SHARED, fd, offset) }
-        })?;
-        Ok(Self {
-            address: mapped.addr(),
-            len,
+        Self::put_at(site, len, |at| {
+            through(Call::Map, None, || {
+                // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
+                unsafe { mmap(at, len, access(protection), MapFlags::SHARED, fd, offset) }
+            })
         })
     }
 
@@ -75,14 +74,11 @@ impl Staged {
         site: Site,
     ) -> rustix::io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
-        let hint = hint(len, site)? as *mut c_void;
-        let mapped = through(Call::Map, None, || {
-            // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
-            unsafe { mmap_anonymous(hint, len, access(protection), MapFlags::SHARED) }
-        })?;
-        Ok(Self {
-            address: mapped.addr(),
-            len,
+        Self::put_at(site, len, |at| {
+            through(Call::Map, None, || {
+                // SAFETY: without MAP_FIXED the kernel picks a free range, so nothing is replaced.
+                unsafe { mmap_anonymous(at, len, access(protection), MapFlags::SHARED) }
+            })
         })
     }
 
@@ -99,6 +95,31 @@ impl Staged {
             address: mapped.addr(),
             len,
         })
+    }
+
+    /// Has `map` make `len` bytes at `site`, given where to ask the kernel for them.
+    pub(super) fn put_at(
+        site: Site,
+        len: usize,
+        map: impl Fn(*mut c_void) -> rustix::io::Result<*mut c_void>,
+    ) -> rustix::io::Result<Self> {
+        let huge = usize::try_from(HUGE_2M).map_err(|_| Errno::NOMEM)?;
+        let made = |at: usize| {
+            let address = map(at as *mut c_void)?.addr();
+            Ok(Self { address, len })
+        };
+        let wanted = match site {
+            Site::At(wanted) if len >= huge => wanted,
+            _ => return made(0),
+        };
+        let wanted = usize::try_from(wanted).map_err(|_| Errno::NOMEM)?;
+        let first = made(wanted)?;
+        if first.address.wrapping_sub(wanted).is_multiple_of(huge) {
+            return Ok(first);
+        }
+        // Somebody else's memory lies there.
+        drop(first);
+        made(congruent(len, wanted)?)
     }
 
     /// Gives the mapping another protection.
@@ -174,20 +195,18 @@ impl Drop for Staged {
     }
 }
 
-/// Where to ask the kernel for `len` bytes; 0 leaves it to the kernel. A range that is free now:
-/// should another thread take it, the kernel gives another one.
-pub(super) fn hint(len: usize, site: Site) -> rustix::io::Result<usize> {
+/// A free range of `len` bytes that is congruent with `address` modulo 2 MiB. Should another thread
+/// take it before it is used, the kernel gives another one.
+fn congruent(len: usize, address: usize) -> rustix::io::Result<usize> {
     let huge = usize::try_from(HUGE_2M).map_err(|_| Errno::NOMEM)?;
-    let target = match site {
-        Site::CongruentWith(target) if len >= huge => target,
-        _ => return Ok(0),
-    };
-    let target = usize::try_from(target).map_err(|_| Errno::NOMEM)?;
     let room = len.checked_add(huge).ok_or(Errno::NOMEM)?;
-    let address = map_hole(0, room, MapFlags::empty())?;
-    drop(Staged { address, len: room });
-    let before = target.wrapping_sub(address).checked_rem(huge).unwrap_or(0);
-    Ok(address.wrapping_add(before))
+    let free = map_hole(0, room, MapFlags::empty())?;
+    drop(Staged {
+        address: free,
+        len: room,
+    });
+    let before = address.wrapping_sub(free).checked_rem(huge).unwrap_or(0);
+    Ok(free.wrapping_add(before))
 }
 
 /// Fills page tables; what `madvise` does not do, a dma-buf for instance, is touched page by page.

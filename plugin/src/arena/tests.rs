@@ -72,16 +72,19 @@ fn has_gap_sees_a_gap() {
 }
 
 #[test]
-fn a_mapping_that_will_be_filled_is_staged_congruent_with_its_place() {
+fn a_mapping_of_2_mib_waits_congruent_with_its_place_even_if_another_one_waits_there() {
     let huge = usize::try_from(HUGE_2M).unwrap();
-    for target in [0, 0x5000, HUGE_2M - PAGE_SIZE, 7 * HUGE_1G + 3 * PAGE_SIZE] {
-        // Another thread of the tests can take the place in between.
+    let arena = Arena::reserve(4 * HUGE_2M, GuestAddress(0x5000)).unwrap();
+    for start in [0, 0x3000, HUGE_2M - PAGE_SIZE] {
+        let range = PageRange::new(start, HUGE_2M).unwrap();
+        let stage = || Staged::anonymous(HUGE_2M, Protection::ReadOnly, arena.site(range)).unwrap();
+        // Another thread of the tests can take the second's place in between.
         let congruent = (0..100).any(|_| {
-            let site = Site::CongruentWith(target);
-            let staged = Staged::anonymous(HUGE_2M, Protection::ReadOnly, site).unwrap();
-            staged.address % huge == usize::try_from(target).unwrap() % huge
+            let staged = [stage(), stage()];
+            let apart = |staged: &Staged| staged.address.abs_diff(arena.span(range).0) % huge;
+            staged.iter().all(|staged| apart(staged) == 0)
         });
-        assert!(congruent, "{target:#x}");
+        assert!(congruent, "{range}");
     }
 }
 

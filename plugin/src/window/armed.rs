@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::Window;
 use super::shared::Shared;
 use super::transaction::State;
-use crate::arena::{Site, Staged};
+use crate::arena::Staged;
 use crate::error::StateAfter;
 use crate::range::PageRange;
 
@@ -57,10 +57,8 @@ impl Window {
             };
         };
         // What takes long is done outside the lock.
-        let staged = |range: &PageRange| {
-            let site = Site::CongruentWith(self.shared.arena.address(range.start()));
-            Staged::poisoned(range.len(), site)
-        };
+        let staged =
+            |range: &PageRange| Staged::poisoned(range.len(), self.shared.arena.site(*range));
         let staged = planned.iter().map(staged).collect::<Result<Vec<_>, _>>()?;
         let mut state = self.state();
         if state.armable(from, self.len()) != planned {

@@ -7,6 +7,8 @@
 /// No choice lets a guest that touches every hole make the host allocate memory. What a guest's
 /// touch does without a fault resolver (feature `fault`) is said for each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum HolePolicy {
     /// An open bus, as an address without memory: reads give all ones, writes are dropped. Each
     /// touch of a hole leaves the guest; without a resolver `KVM_RUN` ends with `EFAULT` there.

@@ -10,6 +10,8 @@ use crate::range::{GuestAddress, HUGE_1G, PAGE_SIZE, PageRange};
 
 /// What deleting a memslot should drop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Zap {
     /// Every translation of the VM: what KVM does unless told otherwise.
     #[default]

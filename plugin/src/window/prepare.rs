@@ -215,11 +215,7 @@ impl Shared {
         let whole = first.prepared.range == range;
         let distance = first.prepared.range.distance_to(range.start());
         let protection = first.protection();
-        let site = if first.collapse || self.fills_host(first.prefault) {
-            Site::CongruentWith(self.arena.address(range.start()))
-        } else {
-            Site::Anywhere
-        };
+        let site = self.arena.site(range);
         Ok(match &mut first.content {
             Content::Hole => Placement::Hole,
             Content::Anonymous => Placement::Staged(

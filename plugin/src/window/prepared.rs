@@ -9,7 +9,7 @@ use super::pins::OnPinned;
 use super::prepare::{Placement, Ready, Run, map_elsewhere};
 use super::recovery::OnFailure;
 use crate::arena::areas::{Areas, Room};
-use crate::arena::{Site, Staged};
+use crate::arena::{Arena, Staged};
 use crate::error::Error;
 
 /// Changes of one window that are ready to be made: [`Window::prepare`] made it, and
@@ -79,7 +79,7 @@ impl Window {
                 (room, _) => room,
             };
             Ok(PreparedBatch {
-                ready: own(ready)?,
+                ready: own(ready, &self.shared.arena)?,
                 on_pinned: batch.on_pinned.unwrap_or(self.shared.on_pinned),
                 _room: room,
                 areas: Arc::clone(&self.shared.areas),
@@ -113,11 +113,11 @@ impl Window {
 }
 
 /// The same with nothing borrowed: what would be mapped in place is mapped elsewhere.
-fn own(ready: Ready<'_>) -> Result<Ready<'static>, Error> {
+fn own(ready: Ready<'_>, arena: &Arena) -> Result<Ready<'static>, Error> {
     let own = |run: Run<'_>| {
         let range = run.range;
         let elsewhere = |fd, offset, protection| -> Result<Staged, Error> {
-            map_elsewhere(range, fd, offset, protection, Site::Anywhere)
+            map_elsewhere(range, fd, offset, protection, arena.site(range))
         };
         let placement = match run.placement {
             Placement::Hole => Placement::Hole,

@@ -8,7 +8,7 @@ use super::merge;
 use super::prepare::{Placement, Run};
 use super::shared::Shared;
 use crate::arena::areas::Room;
-use crate::arena::{Arena, Refused, Site, Staged};
+use crate::arena::{Arena, Refused, Staged};
 use crate::error::Error;
 use crate::layout::{Layout, Mapping, Origin};
 use crate::range::PageRange;
@@ -107,7 +107,8 @@ pub(super) fn save_one(
     match (shared.arena.duplicate(range), first.origin, &first.keep) {
         (Err(_), Origin::Descriptor { offset, .. }, Some(fd)) => {
             let (len, protection) = (range.len(), first.protection);
-            Staged::descriptor(len, fd.as_fd(), offset, protection, Site::Anywhere)
+            let site = shared.arena.site(range);
+            Staged::descriptor(len, fd.as_fd(), offset, protection, site)
         }
         (duplicated, ..) => duplicated,
     }

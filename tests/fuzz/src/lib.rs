@@ -32,6 +32,7 @@ pub mod operations;
 mod recorder;
 pub mod records;
 pub mod requests;
+pub mod specs;
 
 use std::path::Path;
 
@@ -39,10 +40,11 @@ use std::path::Path;
 pub type Target = fn(&[u8]);
 
 /// Every target, by name.
-pub const TARGETS: [(&str, Target); 3] = [
+pub const TARGETS: [(&str, Target); 4] = [
     ("operations", operations::run),
     ("records", records::run),
     ("requests", requests::run),
+    ("specs", specs::run),
 ];
 
 /// Runs the files named on the command line through a target, to see again what one of them broke.
