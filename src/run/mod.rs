@@ -79,11 +79,7 @@ pub use self::power::{Ending, GuestEnd};
 /// The host cannot run it, or something cannot be loaded; the text says what to do. Nothing is left
 /// behind.
 pub fn run(launch: &Launch) -> anyhow::Result<GuestEnd> {
-    let devices = launch.vhost_user.len().saturating_add(launch.fs.len());
-    anyhow::ensure!(
-        devices == 0,
-        "cannot give the guest {devices} devices of other processes: this machine has no virtio \
-         devices; leave --fs and --vhost-user out"
-    );
-    Machine::new(launch)?.run(launch)
+    let mut machine = Machine::new(launch)?;
+    virtio::attach::devices(&mut machine, launch)?;
+    machine.run(launch)
 }
