@@ -36,7 +36,7 @@ use crate::share::{Share, Terms};
 /// See [`ServeError`]. Nothing has been served unless it is [`ServeError::Frontend`].
 pub fn serve(options: &Options) -> Result<(), ServeError> {
     let directory = directory(&options.source)?;
-    let confinement = Confinement::choose(options.sandbox)?;
+    let confinement = Confinement::choose(options.sandbox, &directory)?;
     let (listener, path) = listen(options)?;
     let mut signals = Signals::take().map_err(|source| ServeError::Wait { source })?;
     log::info!(

@@ -85,17 +85,23 @@ impl Requests {
             return refuse(writer, &header, NO_SESSION);
         }
         let mut mapper = Mapper::new(Arc::clone(&self.cache));
-        self.server
-            .handle_message(
-                reader,
-                Writer::from(writer.clone()),
-                Some(&mut mapper),
-                None,
-            )
-            .or_else(|error| {
+        let answered = self.server.handle_message(
+            reader,
+            Writer::from(writer.clone()),
+            Some(&mut mapper),
+            None,
+        );
+        match answered {
+            // The library does not count the answer to the end of a session.
+            Ok(_) if header.opcode == Opcode::Destroy as u32 => {
+                Ok(size_of::<OutHeader>().min(writer.available_bytes()))
+            }
+            Ok(len) => Ok(len),
+            Err(error) => {
                 log::debug!("cannot make sense of {header:?}: {error}");
                 refuse(writer, &header, libc::EIO)
-            })
+            }
+        }
     }
 }
 

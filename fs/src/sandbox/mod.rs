@@ -38,12 +38,12 @@ impl Confinement {
     /// # Errors
     /// A sandbox that was asked for and that this host or user does not have; any at all, if none
     /// was named.
-    pub(crate) fn choose(asked: Sandbox) -> Result<Self, ServeError> {
+    pub(crate) fn choose(asked: Sandbox, directory: &Path) -> Result<Self, ServeError> {
         match asked {
             Sandbox::None => Ok(Self::None),
-            Sandbox::Namespace => namespace::is_possible().map(|()| Self::Namespace),
+            Sandbox::Namespace => namespace::is_possible(directory).map(|()| Self::Namespace),
             Sandbox::Landlock => landlocked::is_possible().map(|()| Self::Landlock),
-            Sandbox::Auto => namespace::is_possible()
+            Sandbox::Auto => namespace::is_possible(directory)
                 .map(|()| Self::Namespace)
                 .or_else(|_| landlocked::is_possible().map(|()| Self::Landlock))
                 .map_err(|_| ServeError::Confine {
@@ -95,10 +95,10 @@ mod tests {
     #[test]
     fn none_is_none_only_if_asked_for() {
         assert_eq!(
-            Confinement::choose(Sandbox::None).unwrap(),
+            Confinement::choose(Sandbox::None, Path::new("/srv")).unwrap(),
             Confinement::None
         );
-        if let Ok(chosen) = Confinement::choose(Sandbox::Auto) {
+        if let Ok(chosen) = Confinement::choose(Sandbox::Auto, Path::new("/srv")) {
             assert_ne!(chosen, Confinement::None);
         }
     }

@@ -10,11 +10,17 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use super::step;
 use crate::error::ServeError;
 
-/// Whether the process may make one.
+/// Whether the process may make one around `directory`.
 ///
 /// # Errors
-/// It lacks `CAP_SYS_ADMIN`.
-pub(super) fn is_possible() -> Result<(), ServeError> {
+/// It lacks `CAP_SYS_ADMIN`; `/` cannot be its own root once more.
+pub(super) fn is_possible(directory: &Path) -> Result<(), ServeError> {
+    if directory == Path::new("/") {
+        return Err(ServeError::Confine {
+            reason: "/ holds everything already; share a directory below it, or say --sandbox none"
+                .to_owned(),
+        });
+    }
     if matches!(
         caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN),
         Ok(true)
@@ -31,14 +37,8 @@ pub(super) fn is_possible() -> Result<(), ServeError> {
 /// Makes `directory` the root of the calling thread, and all that there is.
 ///
 /// # Errors
-/// What the kernel refused, and `/` itself, which cannot be its own root once more.
+/// What the kernel refused.
 pub(super) fn enter(directory: &Path, readonly: bool) -> Result<(), ServeError> {
-    if directory == Path::new("/") {
-        return Err(ServeError::Confine {
-            reason: "/ holds everything already; share a directory below it, or say --sandbox none"
-                .to_owned(),
-        });
-    }
     nix::sched::unshare(CloneFlags::CLONE_NEWNS).map_err(step("make a mount namespace"))?;
     let downstream = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", downstream).map_err(step("part from the host's mounts"))?;
