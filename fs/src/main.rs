@@ -26,10 +26,15 @@ Example:
   mount -t virtiofs -o dax home /mnt
 
   For dax the VMM has to know the vhost-user messages SHMEM_MAP and SHMEM_UNMAP,
-  and the guest needs CONFIG_FUSE_DAX. Without one of them, mount without dax.";
+  and the guest needs CONFIG_FUSE_DAX. Without one of them, mount without dax.
+
+  RUST_LOG=debug says more.";
+
+/// The libraries log what a guest gives cause for, as often as it likes.
+const DEFAULT_LOG: &str = "vm_remap_fs=info,vhost=warn,vhost_user_backend=warn";
 
 fn main() -> ExitCode {
-    let defaults = env_logger::Env::default().default_filter_or("warn,vm_remap_fs=info");
+    let defaults = env_logger::Env::default().default_filter_or(DEFAULT_LOG);
     env_logger::Builder::from_env(defaults).init();
     match serve(&Command::parse().options) {
         Ok(()) => ExitCode::SUCCESS,

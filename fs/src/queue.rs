@@ -43,11 +43,17 @@ impl Requests {
         }
     }
 
-    /// Answers what is in a queue until it is empty, and has the guest notify from then on.
-    ///
-    /// # Errors
-    /// A ring that does not lie in guest memory; the rest of it is not looked at.
-    pub(crate) fn drain(&self, vring: &VringMutex, memory: &FuseMemory) -> io::Result<()> {
+    /// Answers what is in a queue until it is empty, and has the guest notify from then on. A ring
+    /// that does not lie in guest memory is left alone until the guest notifies again.
+    pub(crate) fn serve(&self, vring: &VringMutex, memory: &FuseMemory) {
+        if let Err(error) = self.drain(vring, memory) {
+            self.counters.complain(format_args!(
+                "cannot go on with a queue until the guest notifies: {error}"
+            ));
+        }
+    }
+
+    fn drain(&self, vring: &VringMutex, memory: &FuseMemory) -> io::Result<()> {
         loop {
             vring.disable_notification().map_err(io::Error::other)?;
             let mut answered = false;
@@ -70,7 +76,9 @@ impl Requests {
         match self.reply(memory, chain) {
             Ok(len) => u32::try_from(len).unwrap_or(u32::MAX),
             Err(error) => {
-                log::warn!("cannot answer a request of the guest: {error}");
+                self.counters.complain(format_args!(
+                    "cannot answer a request of the guest: {error}"
+                ));
                 0
             }
         }

@@ -124,7 +124,7 @@ impl VhostUserBackend for Device {
         event: u16,
         _set: EventSet,
         vrings: &[VringMutex],
-        thread: usize,
+        _thread: usize,
     ) -> io::Result<()> {
         let Some(vring) = vrings.get(usize::from(event)) else {
             return Ok(());
@@ -132,9 +132,7 @@ impl VhostUserBackend for Device {
         let memory = Arc::clone(&self.memory.read().unwrap_or_else(PoisonError::into_inner));
         // An error that was handed on would end the thread, and with it the queue, for what the
         // guest wrote into its ring.
-        if let Err(error) = self.requests.drain(vring, &memory) {
-            log::warn!("cannot go on with queue {thread} until the guest notifies: {error}");
-        }
+        self.requests.serve(vring, &memory);
         Ok(())
     }
 }

@@ -69,10 +69,10 @@ impl Link {
 
     fn frontend(&self) -> io::Result<&Frontend> {
         self.frontend.as_deref().ok_or_else(|| {
-            log::warn!(
+            self.counters.complain(format_args!(
                 "cannot map files into the guest: the frontend gave no channel for it; \
                  use one that knows SHMEM_MAP, or mount without dax"
-            );
+            ));
             io::Error::from_raw_os_error(libc::EOPNOTSUPP)
         })
     }
@@ -81,11 +81,10 @@ impl Link {
     /// that carries none is an I/O error.
     fn refused(&self, verb: &str, piece: &Piece, error: &io::Error) -> io::Error {
         self.counters.refused();
-        log::warn!(
+        self.counters.complain(format_args!(
             "cannot {verb} {:#x} bytes at {:#x} of the window: {error}",
-            piece.len,
-            piece.window
-        );
+            piece.len, piece.window
+        ));
         io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO))
     }
 }

@@ -61,7 +61,10 @@ impl Share {
         }
         let (attributes, _) = self.inner.getattr(context, wish.inode, None)?;
         let size = u64::try_from(attributes.st_size).unwrap_or(0);
-        self.map(context, wish, size, Step::Place)
+        self.map(context, wish, size, Step::Place)?;
+        // Another queue may have made the file longer since its size was read.
+        self.changed(context, wish.inode);
+        Ok(())
     }
 
     /// Maps what a file has grown by, before the guest learns of it: Linux does not ask again for a
@@ -70,7 +73,7 @@ impl Share {
         let size = u64::try_from(size).unwrap_or(0);
         for wish in self.cache.short(inode, size) {
             if let Err(error) = self.map(context, wish, size, Step::Grow) {
-                log::warn!("cannot map what a file has grown by, to {size} bytes: {error}");
+                log::debug!("cannot map what a file has grown by, to {size} bytes: {error}");
             }
         }
     }
@@ -91,7 +94,7 @@ impl Share {
             return;
         }
         if let Err(error) = self.cache.forget(inode) {
-            log::warn!("cannot unmap a file that the guest has forgotten: {error}");
+            log::debug!("cannot unmap a file that the guest has forgotten: {error}");
         }
     }
 

@@ -107,6 +107,8 @@ impl Share {
             | FsOptions::ATOMIC_O_TRUNC
             | FsOptions::AUTO_INVAL_DATA
             | FsOptions::BIG_WRITES
+            // Without it Linux does not read the flags of DAX for each file.
+            | FsOptions::INIT_EXT
             | FsOptions::MAX_PAGES
             | FsOptions::PARALLEL_DIROPS)
     }
@@ -114,7 +116,7 @@ impl Share {
     fn end(&self) {
         self.session.end();
         if let Err(error) = self.cache.clear() {
-            log::warn!("cannot empty the window at the end of a session: {error}");
+            log::debug!("cannot empty the window at the end of a session: {error}");
         }
         self.inner.destroy();
     }

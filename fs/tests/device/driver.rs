@@ -56,11 +56,22 @@ impl Queue {
         };
         frontend.set_vring_num(index, SIZE).unwrap();
         frontend.set_vring_addr(index, &rings).unwrap();
-        frontend.set_vring_base(index, 0).unwrap();
-        frontend.set_vring_call(index, &queue.call).unwrap();
-        frontend.set_vring_kick(index, &queue.kick).unwrap();
-        frontend.set_vring_enable(index, true).unwrap();
+        queue.begin(frontend, index, 0);
         queue
+    }
+
+    /// Starts the queue, also once more, from the request `base` on.
+    pub(crate) fn begin(&self, frontend: &mut Frontend, index: usize, base: u32) {
+        let base = u16::try_from(base).unwrap();
+        frontend.set_vring_base(index, base).unwrap();
+        frontend.set_vring_call(index, &self.call).unwrap();
+        frontend.set_vring_kick(index, &self.kick).unwrap();
+        frontend.set_vring_enable(index, true).unwrap();
+    }
+
+    /// How many requests there have been.
+    pub(crate) fn submitted(&self) -> u16 {
+        self.submitted
     }
 
     fn avail(&self) -> u64 {

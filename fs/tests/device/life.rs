@@ -30,7 +30,8 @@ fn frontend_that_goes_ends_the_daemon_well_with_its_counts() {
     assert_eq!(guest.map(node, 0, 0, false), 0);
     drop(guest);
     assert!(daemon.wait().success(), "{}", daemon.log());
-    let counts = "3 requests, 1 maps of 8192 bytes, 0 unmaps, 0 refused by the frontend";
+    let counts =
+        "3 requests, 1 maps of 8192 bytes, 0 unmaps, 0 refused by the frontend, 0 complaints";
     assert!(daemon.log().contains(counts), "{}", daemon.log());
 }
 

@@ -212,3 +212,34 @@ fn forgotten_file_and_ended_session_leave_an_empty_window() {
     let after = guest.ask(fuse::GETATTR, two, &fuse::get_attributes());
     assert_eq!(after.error, libc::ENOTCONN);
 }
+
+#[test]
+fn growth_that_races_with_a_map_leaves_no_page_out() {
+    let daemon = Daemon::start(&[]);
+    fs::write(daemon.path("file"), "").unwrap();
+    let mut guest = Guest::mount(&daemon);
+    let (node, _) = guest.look_up("file");
+    let handle = guest.open(node, libc::O_RDWR);
+    let (mut mapped, mut unmapped) = (0, 0);
+    for page in 0..256 {
+        // One queue writes while the other maps.
+        let body = fuse::write(handle, page * PAGE, &[7; 4096]);
+        let write = fuse::request(fuse::WRITE, 7, node, &body);
+        guest.urgent.submit(&guest.memory, &write, 100);
+        assert_eq!(guest.map(node, 0, 0, page % 2 == 0), 0);
+        let written = fuse::Answer::new(&guest.urgent.wait(&guest.memory));
+        assert_eq!(written.error, 0);
+        for asked in guest.window.take() {
+            match asked {
+                Asked::Map { len, .. } => mapped += len,
+                Asked::Unmap { len, .. } => unmapped += len,
+            }
+        }
+        assert_eq!(mapped - unmapped, (page + 1) * PAGE);
+        let remove = fuse::remove_mappings(&[(0, MIB2)]);
+        assert_eq!(guest.ask(fuse::REMOVEMAPPING, node, &remove).error, 0);
+        let gone = guest.window.take();
+        unmapped += unmaps(&gone).iter().map(|one| one.1).sum::<u64>();
+        assert_eq!(mapped, unmapped);
+    }
+}
