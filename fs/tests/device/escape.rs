@@ -159,7 +159,7 @@ fn namespace_holds_the_directory_and_nothing_else() {
     // The mount proves that the sandbox has been entered.
     let _guest = Guest::mount(&daemon);
     let pid = daemon.pid().as_raw_nonzero();
-    let root: Vec<_> = fs::read_dir(format!("/proc/{pid}/root/"))
+    let root: Vec<_> = fs::read_dir(format!("/proc/{pid}/root"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();

@@ -12,7 +12,6 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{
     Error as VhostUserError, Frontend, FrontendReqHandler, VhostUserFrontend as _,
-    VhostUserFrontendReqHandler,
 };
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
@@ -36,24 +35,27 @@ pub(crate) struct Guest<W = Notebook> {
 impl Guest {
     /// Connects, sets up the device, and begins a FUSE session.
     pub(crate) fn mount(daemon: &Daemon) -> Self {
-        Self::mount_over(daemon, Notebook::default())
+        let mut guest = Self::connect(daemon);
+        guest.begin();
+        guest
     }
 
     /// The same without a session: a guest that thinks it has one already.
     pub(crate) fn connect(daemon: &Daemon) -> Self {
-        Self::connect_over(daemon, Notebook::default())
+        Self::connect_with(daemon, |frontend| {
+            let window = Arc::new(Notebook::default());
+            serve(frontend, Arc::clone(&window));
+            window
+        })
     }
 }
 
-impl<W: VhostUserFrontendReqHandler + Send + Sync + 'static> Guest<W> {
-    pub(crate) fn mount_over(daemon: &Daemon, window: W) -> Self {
-        let mut guest = Self::connect_over(daemon, window);
-        let answer = guest.ask(fuse::INIT, 0, &fuse::init());
-        assert_eq!(answer.error, 0, "{}", daemon.log());
-        guest
-    }
-
-    pub(crate) fn connect_over(daemon: &Daemon, window: W) -> Self {
+impl<W> Guest<W> {
+    /// The same, with whatever answers the daemon's requests on the channel that `attach` makes.
+    pub(crate) fn connect_with(
+        daemon: &Daemon,
+        attach: impl FnOnce(&mut Frontend) -> Arc<W>,
+    ) -> Self {
         let queues = u64::try_from(QUEUES).unwrap();
         let mut frontend = Frontend::connect(daemon.socket(), queues).unwrap();
         frontend.set_owner().unwrap();
@@ -72,8 +74,7 @@ impl<W: VhostUserFrontendReqHandler + Send + Sync + 'static> Guest<W> {
         frontend.set_protocol_features(protocol).unwrap();
         frontend.set_features(wanted).unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        let window = Arc::new(window);
-        serve(&mut frontend, Arc::clone(&window));
+        let window = attach(&mut frontend);
         let memory = share_memory(&mut frontend);
         let urgent = Queue::connect(&mut frontend, 0);
         let queue = Queue::connect(&mut frontend, 1);
@@ -85,6 +86,12 @@ impl<W: VhostUserFrontendReqHandler + Send + Sync + 'static> Guest<W> {
             window,
             unique: 1,
         }
+    }
+
+    /// Begins a FUSE session.
+    pub(crate) fn begin(&mut self) {
+        let answer = self.ask(fuse::INIT, 0, &fuse::init());
+        assert_eq!(answer.error, 0);
     }
 
     /// Asks and waits for the answer.
@@ -128,10 +135,7 @@ impl<W: VhostUserFrontendReqHandler + Send + Sync + 'static> Guest<W> {
 }
 
 /// Answers the daemon's requests on a thread, until the daemon goes.
-fn serve<W: VhostUserFrontendReqHandler + Send + Sync + 'static>(
-    frontend: &mut Frontend,
-    window: Arc<W>,
-) {
+fn serve(frontend: &mut Frontend, window: Arc<Notebook>) {
     let mut requests = FrontendReqHandler::new(window).unwrap();
     requests.set_reply_ack_flag(true);
     frontend

@@ -15,5 +15,6 @@ mod fuse;
 mod guest;
 mod life;
 mod mapping;
+mod real;
 mod requests;
 mod window;
