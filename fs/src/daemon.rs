@@ -29,8 +29,8 @@ use crate::share::{Share, Terms};
 ///
 /// Call it early in a process of its own, before there are other threads: it confines the calling
 /// thread and all that it starts for good, changes the working directory, the file mode mask and the
-/// limit of open files, and takes both signals for itself. What went wrong for the guest is logged
-/// and answered, and is no error here.
+/// limit of open files, takes both signals for itself, and has a panic of any thread end the
+/// process. What went wrong for the guest is logged and answered, and is no error here.
 ///
 /// # Errors
 /// See [`ServeError`]. Nothing has been served unless it is [`ServeError::Frontend`].
@@ -51,6 +51,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         log::info!("ending before a frontend came");
         return Ok(());
     }
+    die_whole();
     let counters = Arc::<Counters>::default();
     let device = confined_device(options, &directory, confinement, &counters)?;
     let ended = attend(device, listener, &mut signals);
@@ -67,6 +68,14 @@ fn directory(source: &Path) -> Result<PathBuf, ServeError> {
     // What cannot be listed cannot be shared, and a file cannot be listed.
     std::fs::read_dir(&directory).map_err(refused)?;
     Ok(directory)
+}
+
+/// A queue whose thread is gone would leave the guest waiting for ever, and nobody would know.
+fn die_whole() {
+    std::panic::set_hook(Box::new(|panic| {
+        log::error!("{panic}; ending, so that the daemon can be started anew");
+        std::process::abort();
+    }));
 }
 
 /// Waits for a frontend, which stays to be accepted; false if a signal came first.

@@ -165,6 +165,7 @@ impl FileSystem for Share {
         self.openable(flags)?;
         let opened = self.inner.open(ctx, inode, flags, fuse_flags);
         self.known(ctx, inode, opened)
+            .inspect(|&(handle, ..)| self.handles.opened(handle, flags))
     }
 
     fn create(
@@ -177,8 +178,10 @@ impl FileSystem for Share {
         self.writable()?;
         Self::inside(name)?;
         let created = self.inner.create(ctx, parent, name, args);
-        self.known(ctx, parent, created)
-            .inspect(|(entry, ..)| self.told(ctx, entry.inode, entry.attr.st_size))
+        let (entry, handle, options, backing) = self.known(ctx, parent, created)?;
+        self.handles.opened(handle, args.flags);
+        self.told(ctx, entry.inode, entry.attr.st_size);
+        Ok((entry, handle, options, backing))
     }
 
     fn read(
@@ -190,11 +193,12 @@ impl FileSystem for Share {
         size: u32,
         offset: u64,
         lock_owner: Option<u64>,
-        flags: u32,
+        _flags: u32,
     ) -> io::Result<usize> {
-        let read = self
-            .inner
-            .read(ctx, inode, handle, w, size, offset, lock_owner, flags);
+        let read = self.handles.flags(handle).and_then(|flags| {
+            self.inner
+                .read(ctx, inode, handle, w, size, offset, lock_owner, flags)
+        });
         self.known(ctx, inode, read)
     }
 
@@ -208,22 +212,24 @@ impl FileSystem for Share {
         offset: u64,
         lock_owner: Option<u64>,
         delayed_write: bool,
-        flags: u32,
+        _flags: u32,
         fuse_flags: u32,
     ) -> io::Result<usize> {
         self.writable()?;
-        let written = self.inner.write(
-            ctx,
-            inode,
-            handle,
-            r,
-            size,
-            offset,
-            lock_owner,
-            delayed_write,
-            flags,
-            fuse_flags,
-        );
+        let written = self.handles.flags(handle).and_then(|flags| {
+            self.inner.write(
+                ctx,
+                inode,
+                handle,
+                r,
+                size,
+                offset,
+                lock_owner,
+                delayed_write,
+                flags,
+                fuse_flags,
+            )
+        });
         self.known(ctx, inode, written)
             .inspect(|_| self.changed(ctx, inode))
     }
@@ -267,6 +273,7 @@ impl FileSystem for Share {
             self.inner
                 .release(ctx, inode, flags, handle, flush, flock_release, lock_owner);
         self.known(ctx, inode, released)
+            .inspect(|()| self.handles.closed(handle))
     }
 
     fn statfs(&self, ctx: &Context, inode: u64) -> io::Result<statvfs64> {
@@ -279,7 +286,10 @@ impl FileSystem for Share {
         inode: u64,
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
-        self.known(ctx, inode, self.inner.opendir(ctx, inode, flags))
+        let opened = self.inner.opendir(ctx, inode, flags);
+        let kept = flags | libc::O_DIRECTORY.cast_unsigned();
+        self.known(ctx, inode, opened)
+            .inspect(|&(handle, _)| self.handles.opened(handle, kept))
     }
 
     fn readdir(
@@ -324,6 +334,7 @@ impl FileSystem for Share {
     fn releasedir(&self, ctx: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()> {
         let released = self.inner.releasedir(ctx, inode, flags, handle);
         self.known(ctx, inode, released)
+            .inspect(|()| self.handles.closed(handle))
     }
 
     fn setupmapping(

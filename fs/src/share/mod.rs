@@ -5,6 +5,7 @@
 //! descriptor that it has, never by a path, and follows no symbolic link.
 
 mod file_system;
+mod handles;
 mod mapping;
 
 use std::ffi::CStr;
@@ -17,6 +18,7 @@ use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 
 use crate::cache::Cache;
 use crate::session::{Session, stale};
+use handles::Handles;
 pub(crate) use mapping::Mapper;
 
 /// What the guest may do, and for how long it may rely on what it was told.
@@ -59,6 +61,7 @@ impl CachePolicyOption {
 pub(crate) struct Share {
     inner: PassthroughFs<()>,
     cache: Arc<Cache>,
+    handles: Handles,
     session: Session,
     terms: Terms,
 }
@@ -86,6 +89,7 @@ impl Share {
         Ok(Self {
             inner: PassthroughFs::new(config)?,
             cache,
+            handles: Handles::default(),
             session: Session::default(),
             terms,
         })
@@ -119,6 +123,7 @@ impl Share {
             log::debug!("cannot empty the window at the end of a session: {error}");
         }
         self.inner.destroy();
+        self.handles.clear();
     }
 
     /// Refuses a change of a read-only share.

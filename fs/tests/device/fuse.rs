@@ -20,6 +20,7 @@ pub(crate) const OPENDIR: u32 = 27;
 pub(crate) const READDIR: u32 = 28;
 pub(crate) const CREATE: u32 = 35;
 pub(crate) const DESTROY: u32 = 38;
+pub(crate) const FALLOCATE: u32 = 43;
 pub(crate) const SETUPMAPPING: u32 = 48;
 pub(crate) const REMOVEMAPPING: u32 = 49;
 

@@ -208,3 +208,27 @@ fn help_says_how_it_is_used() {
         assert!(text.contains(says), "{says}: {text}");
     }
 }
+
+#[test]
+fn flags_of_a_read_do_not_cost_a_handle_its_descriptor() {
+    let daemon = Daemon::start(&[]);
+    fs::write(daemon.path("file"), "content").unwrap();
+    let mut guest = Guest::mount(&daemon);
+    let opened = guest.ask(fuse::OPENDIR, fuse::ROOT, &fuse::open(libc::O_DIRECTORY));
+    let handle = opened.u64_at(0);
+    // No directory takes them.
+    let flags = (libc::O_DIRECT | libc::O_ASYNC).cast_unsigned();
+    let mut read = fuse::read(handle, 0, 10);
+    read[32..36].copy_from_slice(&flags.to_le_bytes());
+    assert_ne!(guest.ask(fuse::READ, fuse::ROOT, &read).error, 0);
+    let mut write = fuse::write(handle, 0, b"x");
+    write[32..36].copy_from_slice(&flags.to_le_bytes());
+    assert_ne!(guest.ask(fuse::WRITE, fuse::ROOT, &write).error, 0);
+    // The number is not another file's now.
+    guest.look_up("file");
+    let list = fuse::read(handle, 0, 4096);
+    let listed = guest.ask(fuse::READDIR, fuse::ROOT, &list);
+    assert_eq!((listed.error, listed.body.len()), (0, 32));
+    assert_eq!(guest.ask(fuse::DESTROY, 0, &[]).error, 0);
+    guest.begin();
+}

@@ -15,6 +15,7 @@ mod fuse;
 mod guest;
 mod life;
 mod mapping;
+mod noise;
 mod real;
 mod requests;
 mod window;
