@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use log::{info, warn};
+use log::warn;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use vm_remap::vhost_user::{BackendChannel, ShmemHandler};
 
@@ -97,7 +97,7 @@ impl Shared {
         } else {
             ""
         };
-        info!("{}: there is a daemon again{until}", self.name);
+        warn!("{}: there is a daemon again{until}", self.name);
         Ok(watched)
     }
 
