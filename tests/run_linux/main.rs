@@ -6,7 +6,10 @@
     reason = "clippy takes a test's helpers for production code"
 )]
 
+mod program;
 mod refusals;
 mod stock;
 mod support;
+mod terminal;
 mod tiny;
+mod window;

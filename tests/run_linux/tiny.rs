@@ -2,82 +2,23 @@
 //! ways: with kernels of a few instructions.
 
 use std::io::Read as _;
-use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use vm_device::MutDeviceMmio;
+use vm_device::bus::{MmioAddress, MmioAddressOffset};
+use vm_remap_cli::run::{GuestEnd, Machine};
+use vmm_sys_util::eventfd::EventFd;
 
+use crate::program::{POWER_OFF, SLEEP_PORT, Tiny, out_byte, stay};
 use crate::support::{run, runs_guests, said, start};
 
-/// Where the kernels are loaded.
-const BASE: u64 = 0x10_0000;
-
 /// What a guest may take from the tables that it is given.
-const SLEEP_PORT: u32 = 0x600;
 const RESET_PORT: u32 = 0x602;
 const PANIC_PORT: u32 = 0x505;
 const SERIAL: u32 = 0x3f8;
 const LINE_STATUS: u32 = 0x3fd;
-const POWER_OFF: u32 = 5 << 2 | 1 << 5;
-
-/// An ELF file with `code` at [`BASE`], which is also its entry.
-fn kernel(code: &[u8]) -> Vec<u8> {
-    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
-    file.resize(16, 0);
-    // An executable for x86-64, its headers, and one program header of 56 bytes.
-    file.extend([2, 0, 62, 0, 1, 0, 0, 0]);
-    file.extend([BASE, 64, 0].map(u64::to_le_bytes).concat());
-    file.extend([0_u8; 4]);
-    file.extend([64_u16, 56, 1, 0, 0, 0].map(u16::to_le_bytes).concat());
-    // A segment to load, readable and executable.
-    file.extend([1_u32, 5].map(u32::to_le_bytes).concat());
-    let len = u64::try_from(code.len()).unwrap();
-    file.extend(
-        [120, BASE, BASE, len, len, 1]
-            .map(u64::to_le_bytes)
-            .concat(),
-    );
-    file.extend(code);
-    file
-}
-
-struct Tiny {
-    _folder: tempfile::TempDir,
-    path: PathBuf,
-}
-
-impl Tiny {
-    fn new(program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Self {
-        let mut a = CodeAssembler::new(64).unwrap();
-        program(&mut a).unwrap();
-        let code = a.assemble(BASE).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("kernel");
-        std::fs::write(&path, kernel(&code)).unwrap();
-        Self {
-            _folder: folder,
-            path,
-        }
-    }
-
-    fn arguments(&self) -> [&str; 2] {
-        ["--kernel", self.path.to_str().unwrap()]
-    }
-}
-
-fn out_byte(a: &mut CodeAssembler, port: u32, value: u32) -> Result<(), IcedError> {
-    a.mov(edx, port)?;
-    a.mov(eax, value)?;
-    a.out(dx, al)
-}
-
-fn stay(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let mut here = a.create_label();
-    a.set_label(&mut here)?;
-    a.hlt()?;
-    a.jmp(here)
-}
 
 #[test]
 fn each_end_of_a_guest_has_its_exit_code() {
@@ -198,6 +139,57 @@ fn what_is_not_there_reads_as_ones() {
         a.ud2()
     });
     assert_eq!(said(&run(&tiny.arguments(), b"")).0, Some(0));
+}
+
+#[test]
+fn huge_pages_are_taken_at_once_or_the_guest_does_not_start() {
+    if !runs_guests("huge_pages_are_taken_at_once_or_the_guest_does_not_start") {
+        return;
+    }
+    let tiny = Tiny::new(|a| {
+        out_byte(a, SLEEP_PORT, POWER_OFF)?;
+        stay(a)
+    });
+    let [kernel, path] = tiny.arguments();
+    let memory = ["--memory", "size=64M,hugepages=on,hugepage_size=2M"];
+    let (code, text) = said(&run(&[&[kernel, path], &memory[..]].concat(), b""));
+    let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    let free: u32 = free.map_or(0, |text| text.trim().parse().unwrap());
+    if free >= 32 {
+        assert_eq!(code, Some(0), "{text}");
+    } else {
+        let refused = "vm-remap: cannot take 64 MiB of huge pages for guest memory: reserve";
+        assert!(text.starts_with(refused), "{text}");
+        assert_eq!(code, Some(1));
+    }
+}
+
+#[test]
+fn a_device_that_panics_ends_the_guest() {
+    let name = "a_device_that_panics_ends_the_guest";
+    if !runs_guests(name) {
+        return;
+    }
+    struct Panics;
+    impl MutDeviceMmio for Panics {
+        fn mmio_read(&mut self, _: MmioAddress, _: MmioAddressOffset, _: &mut [u8]) {
+            panic!("on purpose");
+        }
+        fn mmio_write(&mut self, _: MmioAddress, _: MmioAddressOffset, _: &[u8]) {}
+    }
+    let tiny = Tiny::new(|a| {
+        a.mov(esi, 0xd000_0000_u32)?;
+        a.mov(eax, dword_ptr(rsi))?;
+        stay(a)
+    });
+    let launch = tiny.launch("size=16M");
+    let mut machine = Machine::new(&launch).unwrap();
+    let interrupt = EventFd::new(0).unwrap();
+    let device = Arc::new(Mutex::new(Panics));
+    machine.add_virtio_mmio(device, &interrupt).unwrap();
+    let end = machine.run(&launch).unwrap();
+    let why = "cannot run the guest on: the thread of vCPU 0 panicked";
+    assert_eq!(end, GuestEnd::Broken(why.to_owned()));
 }
 
 #[test]
