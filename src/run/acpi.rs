@@ -18,7 +18,7 @@ use acpi_tables::{Aml, aml::EISAName};
 use anyhow::{Context as _, Result, ensure};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
-use super::layout::{ACPI, HIGH_RAM_START, IO_APIC, LOCAL_APIC, VIRTIO_LEN};
+use super::layout::{ACPI, IO_APIC, LOCAL_APIC, RESET_VECTOR, VIRTIO_LEN};
 use super::power::{OFF, PANIC_PORT, RESET_PORT, RESET_VALUE, SLEEP_PORT, STATUS_PORT};
 use super::serial::{SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS};
 
@@ -63,10 +63,10 @@ fn tables(cpus: u8, devices: &[VirtioPlace]) -> Result<Vec<(u64, Vec<u8>)>> {
         let address = place.next_multiple_of(ALIGN);
         place = address.saturating_add(u64::try_from(bytes.len())?);
         ensure!(
-            place <= HIGH_RAM_START,
+            place <= RESET_VECTOR,
             "cannot describe {} devices to the guest: the ACPI tables have {} bytes of room",
             devices.len(),
-            HIGH_RAM_START.saturating_sub(ACPI)
+            RESET_VECTOR.saturating_sub(ACPI)
         );
         placed.push((address, bytes));
         Ok(address)

@@ -6,7 +6,8 @@ use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
-use super::layout::{GDT, PAGE_TABLES, ZERO_PAGE};
+use super::layout::{GDT, PAGE_TABLES, RESET_VECTOR, ZERO_PAGE};
+use super::power::{RESET_PORT, RESET_VALUE};
 
 const PAGE: u64 = 0x1000;
 /// How much the page tables map onto itself, in GiB: all of low RAM, and the gap.
@@ -58,14 +59,26 @@ fn tables() -> Vec<(u64, u64)> {
     entries
 }
 
-/// Writes what the first vCPU's registers point to.
+/// All the firmware there is: what is started from the reset vector resets the machine.
+///
+/// Linux goes there to reboot: with ACPI of the hardware-reduced kind it leaves the reset register
+/// alone, asks EFI, and where there is none, the BIOS (`arch/x86/kernel/reboot.c`).
+fn firmware() -> [u8; 9] {
+    let [low, high] = RESET_PORT.to_le_bytes();
+    // mov dx, RESET_PORT; mov al, RESET_VALUE; out dx, al; hlt; and again.
+    [0xba, low, high, 0xb0, RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd]
+}
+
+/// Writes what the first vCPU's registers point to, and the firmware.
 pub(super) fn write_tables(memory: &GuestMemoryMmap) -> Result<()> {
     for (address, value) in tables() {
         memory
             .write_obj(value, GuestAddress(address))
             .context("cannot write page tables into guest memory")?;
     }
-    Ok(())
+    memory
+        .write_slice(&firmware(), GuestAddress(RESET_VECTOR))
+        .context("cannot write the reset vector into guest memory")
 }
 
 fn segment(selector: u16, type_: u8) -> kvm_segment {
@@ -175,6 +188,16 @@ mod tests {
             assert_eq!(walk(address), Some(address));
         }
         assert_eq!(walk(4 * GIB), None);
+    }
+
+    #[test]
+    fn the_firmware_is_what_it_says_and_ends_below_the_first_mib() {
+        let code = firmware();
+        assert!(code.len() <= 16);
+        let decoder = iced_x86::Decoder::new(16, &code, iced_x86::DecoderOptions::NONE);
+        let text: Vec<_> = decoder.into_iter().map(|i| i.mnemonic()).collect();
+        use iced_x86::Mnemonic::{Hlt, Jmp, Mov, Out};
+        assert_eq!(text, [Mov, Mov, Out, Hlt, Jmp]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps as _};
 use rustix::io::Errno;
 use rustix::stdio::stdin;
+use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use vmm_sys_util::epoll::EventSet;
 
@@ -27,6 +28,7 @@ const TYPED_AT_ONCE: usize = 64 << 10;
 pub(super) struct Loop {
     manager: EventManager<Subscriber>,
     ending: Arc<Ending>,
+    signals: Vec<SigId>,
 }
 
 impl Loop {
@@ -34,17 +36,23 @@ impl Loop {
     pub(super) fn new(ending: Arc<Ending>) -> Result<Self> {
         let mut manager = EventManager::new().context("cannot create the main loop")?;
         let (signals, theirs) = UnixStream::pair().context("cannot create a socket pair")?;
+        let mut handled = Vec::new();
         for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
             let theirs = theirs.try_clone().context("cannot copy a socket")?;
-            signal_hook::low_level::pipe::register(signal, theirs)
+            let id = signal_hook::low_level::pipe::register(signal, theirs)
                 .with_context(|| format!("cannot handle signal {signal}"))?;
+            handled.push(id);
         }
         let outside: Subscriber = Arc::new(Mutex::new(Outside {
             signals,
             ending: Arc::clone(&ending),
         }));
         manager.add_subscriber(outside);
-        Ok(Self { manager, ending })
+        Ok(Self {
+            manager,
+            ending,
+            signals: handled,
+        })
     }
 
     /// Adds whatever waits for events of its own.
@@ -63,6 +71,14 @@ impl Loop {
             self.manager
                 .run_with_timeout(pause)
                 .context("cannot wait for events")?;
+        }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        for id in self.signals.drain(..) {
+            signal_hook::low_level::unregister(id);
         }
     }
 }

@@ -24,8 +24,10 @@ pub(super) const PAGE_TABLES: u64 = 0x9000;
 pub(super) const COMMAND_LINE: u64 = 0x2_0000;
 /// Above it, a PC keeps data of its firmware.
 const LOW_RAM_END: u64 = 0x9_fc00;
-/// ACPI tables, up to [`HIGH_RAM_START`].
+/// ACPI tables, up to [`RESET_VECTOR`].
 pub(super) const ACPI: u64 = 0xe_0000;
+/// Where a PC without power starts, in real mode.
+pub(super) const RESET_VECTOR: u64 = 0xf_fff0;
 /// RAM above the first MiB, where the kernel is loaded.
 pub(super) const HIGH_RAM_START: u64 = MIB;
 

@@ -41,21 +41,23 @@ fn create(spec: &MemorySpec) -> Result<File> {
         flags |= MemfdFlags::HUGETLB | huge_size(spec)?;
     }
     let context = || {
-        let (size, huge) = (
-            spec.size / MIB,
-            if spec.hugepages {
-                "huge pages"
-            } else {
-                "pages"
-            },
-        );
-        format!(
-            "cannot create {size} MiB of guest memory in {huge}: reserve them \
-             (/proc/sys/vm/nr_hugepages), or ask for less"
-        )
+        let size = spec.size / MIB;
+        if spec.hugepages {
+            format!(
+                "cannot take {size} MiB of huge pages for guest memory: reserve as many \
+                 (/proc/sys/vm/nr_hugepages), or ask for less"
+            )
+        } else {
+            format!("cannot create {size} MiB of guest memory: ask for less")
+        }
     };
     let fd = rustix::fs::memfd_create("guest-ram", flags).with_context(context)?;
     rustix::fs::ftruncate(&fd, spec.size).with_context(context)?;
+    if spec.hugepages {
+        // A huge page that is not there when it is touched is a SIGBUS.
+        let all = rustix::fs::FallocateFlags::empty();
+        rustix::fs::fallocate(&fd, all, 0, spec.size).with_context(context)?;
+    }
     // No peer that gets it can take pages away from under the guest.
     rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
         .context("cannot seal the size of guest memory")?;

@@ -83,7 +83,13 @@ impl Threads {
             let stop = Arc::clone(&threads.stop);
             let thread = thread::Builder::new()
                 .name(format!("vcpu{id}"))
-                .spawn(move || vcpu.run(&shared, &stop))
+                .spawn(move || {
+                    let _watch = Watch {
+                        ending: &shared.ending,
+                        id,
+                    };
+                    vcpu.run(&shared, &stop)
+                })
                 .with_context(|| format!("cannot start the thread of vCPU {id}"))?;
             threads.threads.push(thread);
         }
@@ -124,6 +130,24 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Ends the guest if the thread of a vCPU panics, so that nobody waits for it.
+struct Watch<'a> {
+    ending: &'a Ending,
+    id: u8,
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let why = format!(
+                "cannot run the guest on: the thread of vCPU {} panicked",
+                self.id
+            );
+            self.ending.end(GuestEnd::Broken(why));
+        }
     }
 }
 
