@@ -146,6 +146,39 @@ fn inherited_socket_is_listened_on() {
 }
 
 #[test]
+fn vmm_starts_the_daemon_as_its_child() {
+    let home = tempfile::tempdir().unwrap();
+    let options = vm_remap_fs::Options {
+        socket: None,
+        fd: None,
+        source: home.path().to_owned(),
+        tag: "child".to_owned(),
+        window: 2 << 20,
+        readonly: true,
+        cache: vm_remap_fs::CachePolicyOption::Never,
+        threads: 2,
+        sandbox: vm_remap_fs::Sandbox::Auto,
+    };
+    let program = Command::new(env!("CARGO_BIN_EXE_vm-remap-fs"));
+    let (mut child, connection) = vm_remap_fs::start(program, options).unwrap();
+    use vhost::VhostBackend as _;
+    use vhost::vhost_user::VhostUserFrontend as _;
+    let mut frontend = vhost::vhost_user::Frontend::from_stream(connection, 3);
+    frontend.set_owner().unwrap();
+    let features = frontend.get_features().unwrap();
+    let protocol = frontend.get_protocol_features().unwrap();
+    frontend.set_protocol_features(protocol).unwrap();
+    frontend.set_features(features).unwrap();
+    assert_eq!(frontend.get_queue_num().unwrap(), 3);
+    assert_eq!(
+        frontend.get_shmem_config().unwrap().memory_sizes[0],
+        2 << 20
+    );
+    drop(frontend);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
 fn what_cannot_be_served_is_said_with_what_to_do() {
     let home = tempfile::tempdir().unwrap();
     let path = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
