@@ -11,8 +11,8 @@
 //! message `SHMEM_MAP`. The frontend answers when the guest can see the file, and only then does
 //! the guest get its answer.
 //!
-//! [`serve`] is the daemon, [`Options`] its command line. A VMM starts it as a child, with
-//! [`Options::to_arguments`]; a frontend that disconnects ends it.
+//! [`serve`] is the daemon, [`Options`] its command line. A VMM can start it as a child of its own,
+//! with [`start`]. A frontend that disconnects ends it.
 //!
 //! # What holds
 //! - The guest reaches nothing outside the directory: files are named by descriptor, links are not
@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod child;
 mod config_space;
 mod counters;
 mod daemon;
@@ -39,6 +40,7 @@ mod server;
 mod session;
 mod share;
 
+pub use child::start;
 pub use daemon::serve;
 pub use error::ServeError;
 pub use options::Options;

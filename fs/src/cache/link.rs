@@ -59,6 +59,20 @@ impl Link {
             .unwrap_or(Ok(()))
     }
 
+    /// Unmaps what may be gone already: a VMM empties the window when the guest resets the device,
+    /// and does not say so. What is there after all will be in the way of the next map.
+    pub(super) fn discard(&self, range: &Range) {
+        for piece in &range.pieces {
+            let unmapped = self
+                .frontend()
+                .and_then(|frontend| frontend.shmem_unmap(&message(piece)));
+            match unmapped {
+                Ok(_) => self.counters.unmapped(),
+                Err(error) => log::debug!("cannot unmap {piece:x?}: {error}"),
+            }
+        }
+    }
+
     fn unmap_piece(&self, piece: &Piece) -> io::Result<()> {
         self.frontend()?
             .shmem_unmap(&message(piece))

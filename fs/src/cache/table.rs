@@ -1,7 +1,7 @@
 //! Owns which file ranges the guest believes to be in the window, and how much of each really is.
 //! Never talks to a frontend.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 /// The unit of a mapping, in bytes.
@@ -99,13 +99,25 @@ impl Range {
 }
 
 /// The ranges, by their place in the window. They do not overlap.
+///
+/// A guest has thousands of them, and asks of one file at a time: what is asked for with each
+/// request is found by the file.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     ranges: BTreeMap<u64, Range>,
+    /// File and place of each range.
+    files: BTreeSet<(u64, u64)>,
+    /// Of those that end before their wish does, and so could grow.
+    unfinished: BTreeSet<(u64, u64)>,
 }
 
 impl Table {
     pub(crate) fn insert(&mut self, range: Range) {
+        let key = (range.wish.inode, range.wish.window);
+        self.files.insert(key);
+        if range.filled() < range.wish.len {
+            self.unfinished.insert(key);
+        }
         self.ranges.insert(range.wish.window, range);
     }
 
@@ -113,69 +125,78 @@ impl Table {
     pub(crate) fn take_same(&mut self, wish: &Wish) -> Option<Range> {
         let range = self.ranges.get(&wish.window)?;
         if range.wish.is_same_place(wish) {
-            return self.ranges.remove(&wish.window);
+            return self.take(wish.window);
         }
         None
     }
 
     /// Takes every range that has a byte in `len` bytes of the window from `start` on.
     pub(crate) fn take_overlapping(&mut self, start: u64, len: u64) -> Vec<Range> {
-        let end = start.saturating_add(len);
-        let found: Vec<u64> = self
-            .ranges
-            .range(..end)
-            .rev()
-            .take_while(|(_, range)| range.end() > start)
-            .map(|(&at, _)| at)
-            .collect();
-        found
-            .iter()
-            .filter_map(|at| self.ranges.remove(at))
-            .collect()
+        let found: Vec<u64> = self.overlapping(start, len).map(|(at, _)| at).collect();
+        self.take_each(found)
     }
 
     /// Whether every range that has a byte there lies there wholly.
     pub(crate) fn is_whole(&self, start: u64, len: u64) -> bool {
         let end = start.saturating_add(len);
-        self.ranges
-            .range(..end)
-            .rev()
-            .take_while(|(_, range)| range.end() > start)
-            .all(|(&at, range)| at >= start && range.end() <= end)
+        self.overlapping(start, len)
+            .all(|(at, range)| at >= start && range.end() <= end)
     }
 
     /// Takes every range of a file.
     pub(crate) fn take_inode(&mut self, inode: u64) -> Vec<Range> {
-        self.ranges
-            .extract_if(.., |_, range| range.wish.inode == inode)
-            .map(|(_, range)| range)
-            .collect()
+        let found: Vec<u64> = of(&self.files, inode).collect();
+        self.take_each(found)
     }
 
+    /// Whether a file has a range.
     pub(crate) fn has(&self, inode: u64) -> bool {
-        self.ranges.values().any(|range| range.wish.inode == inode)
+        of(&self.files, inode).next().is_some()
     }
 
     pub(crate) fn take_all(&mut self) -> Vec<Range> {
-        std::mem::take(&mut self.ranges).into_values().collect()
+        std::mem::take(self).ranges.into_values().collect()
     }
 
     /// The wishes of a file of `size` bytes that are not fulfilled.
     pub(crate) fn short(&self, inode: u64, size: u64) -> Vec<Wish> {
-        self.ranges
-            .values()
-            .filter(|range| range.wish.inode == inode && range.missing(size).is_some())
+        of(&self.unfinished, inode)
+            .filter_map(|at| self.ranges.get(&at))
+            .filter(|range| range.missing(size).is_some())
             .map(|range| range.wish)
             .collect()
     }
 
-    /// How many ranges end before their wish does, and so could grow.
+    /// How many ranges could grow.
     pub(crate) fn unfinished(&self) -> usize {
-        self.ranges
-            .values()
-            .filter(|range| range.filled() < range.wish.len)
-            .count()
+        self.unfinished.len()
     }
+
+    fn overlapping(&self, start: u64, len: u64) -> impl Iterator<Item = (u64, &Range)> {
+        self.ranges
+            .range(..start.saturating_add(len))
+            .rev()
+            .take_while(move |(_, range)| range.end() > start)
+            .map(|(&at, range)| (at, range))
+    }
+
+    fn take_each(&mut self, places: Vec<u64>) -> Vec<Range> {
+        places.into_iter().filter_map(|at| self.take(at)).collect()
+    }
+
+    fn take(&mut self, at: u64) -> Option<Range> {
+        let range = self.ranges.remove(&at)?;
+        let key = (range.wish.inode, at);
+        self.files.remove(&key);
+        self.unfinished.remove(&key);
+        Some(range)
+    }
+}
+
+/// The places that a set has of a file.
+fn of(set: &BTreeSet<(u64, u64)>, inode: u64) -> impl Iterator<Item = u64> {
+    set.range((inode, 0)..=(inode, u64::MAX))
+        .map(|&(_, place)| place)
 }
 
 #[cfg(test)]

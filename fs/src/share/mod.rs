@@ -119,9 +119,7 @@ impl Share {
 
     fn end(&self) {
         self.session.end();
-        if let Err(error) = self.cache.clear() {
-            log::debug!("cannot empty the window at the end of a session: {error}");
-        }
+        self.cache.clear();
         self.inner.destroy();
         self.handles.clear();
     }

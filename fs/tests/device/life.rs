@@ -119,6 +119,13 @@ fn new_session_in_the_same_daemon_begins_empty() {
     guest.window.take();
     assert_eq!(guest.ask(fuse::INIT, 0, &fuse::init()).error, 0);
     assert_eq!(guest.window.take()[0].unmap(), (0, 4096));
+    // A VMM that resets the device has emptied the window before.
+    let (again, _) = guest.look_up("file");
+    assert_eq!(guest.map(again, 0, 0, false), 0);
+    guest.window.refuse(Some(libc::ENOENT));
+    guest.begin();
+    guest.window.refuse(None);
+    assert!(!daemon.log().contains("cannot unmap"), "{}", daemon.log());
     let stale = guest.ask(fuse::GETATTR, node, &fuse::get_attributes());
     assert_eq!(stale.error, libc::ESTALE);
     guest.look_up("file");
@@ -141,6 +148,39 @@ fn inherited_socket_is_listened_on() {
     let frontend = vhost::vhost_user::Frontend::connect(&path, 1).unwrap();
     frontend.set_owner().unwrap();
     assert_ne!(frontend.get_features().unwrap(), 0);
+    drop(frontend);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn vmm_starts_the_daemon_as_its_child() {
+    let home = tempfile::tempdir().unwrap();
+    let options = vm_remap_fs::Options {
+        socket: None,
+        fd: None,
+        source: home.path().to_owned(),
+        tag: "child".to_owned(),
+        window: 2 << 20,
+        readonly: true,
+        cache: vm_remap_fs::CachePolicyOption::Never,
+        threads: 2,
+        sandbox: vm_remap_fs::Sandbox::Auto,
+    };
+    let program = Command::new(env!("CARGO_BIN_EXE_vm-remap-fs"));
+    let (mut child, connection) = vm_remap_fs::start(program, options).unwrap();
+    use vhost::VhostBackend as _;
+    use vhost::vhost_user::VhostUserFrontend as _;
+    let mut frontend = vhost::vhost_user::Frontend::from_stream(connection, 3);
+    frontend.set_owner().unwrap();
+    let features = frontend.get_features().unwrap();
+    let protocol = frontend.get_protocol_features().unwrap();
+    frontend.set_protocol_features(protocol).unwrap();
+    frontend.set_features(features).unwrap();
+    assert_eq!(frontend.get_queue_num().unwrap(), 3);
+    assert_eq!(
+        frontend.get_shmem_config().unwrap().memory_sizes[0],
+        2 << 20
+    );
     drop(frontend);
     assert!(child.wait().unwrap().success());
 }
