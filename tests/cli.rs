@@ -94,6 +94,15 @@ fn wrong_options_end_with_2_and_say_what_is_wrong() {
         (&["trace", "nobody"], "[possible values: game, dax, video]"),
         (&["bench", "--nonsense"], "unexpected argument '--nonsense'"),
         (&["doctor", "--jsn"], "a similar argument exists: '--json'"),
+        (
+            &["run", "--kernel", "x", "--memory", "backend=nonsense"],
+            "backend",
+        ),
+        (&["run", "x", "--gpu"], "--gpu"),
+        (
+            &["run"],
+            "the following required arguments were not provided",
+        ),
         (&["nonsense"], "unrecognized subcommand 'nonsense'"),
     ] {
         let output = run(arguments);

@@ -233,6 +233,24 @@ fn adapters_alone_know_the_crates_they_adapt() {
     complain(&broken);
 }
 
+/// A transport that knew who works behind it would have to change with every way of working.
+#[test]
+fn the_transport_of_virtio_knows_no_device() {
+    let mut broken = Vec::new();
+    let mut seen = 0;
+    for (name, text) in tracked(".rs") {
+        if !name.starts_with("src/run/virtio/mmio/") {
+            continue;
+        }
+        seen += 1;
+        for (at, line) in code(&text).filter(|(_, line)| line.contains("vhost")) {
+            broken.push(format!("{name}:{at}: {line}"));
+        }
+    }
+    assert!(seen > 5, "the transport was not found");
+    complain(&broken);
+}
+
 #[test]
 fn nothing_is_left_to_do_later_and_nothing_names_a_machine() {
     let words = [

@@ -7,6 +7,7 @@ mod doctor;
 mod jitter;
 mod ready;
 mod replay;
+mod run;
 mod scale;
 mod trace;
 mod who_zaps;
@@ -17,6 +18,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::run::flags::{RunArgs, explain};
 
 /// Change what host memory stands behind a guest's, and see what that costs on this host.
 #[derive(Debug, Parser)]
@@ -37,6 +40,8 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Measure remapping under a real guest: memslots, `MAP_FIXED` and this library side by side.
     Bench(bench::Arguments),
+    // What it says of itself is what its arguments say.
+    Run(Box<RunArgs>),
     /// Make up a trace of a client of a window, for `bench --trace`.
     Trace(trace::Arguments),
     /// Print shell completions.
@@ -54,9 +59,13 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    let done = match Arguments::parse().command {
+    let words: Vec<_> = std::env::args_os().collect();
+    let parsed = Arguments::try_parse_from(&words)
+        .unwrap_or_else(|error| explain(error, &words, Arguments::command()).exit());
+    let done = match parsed.command {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Run(arguments) => run::run(*arguments),
         Command::Trace(arguments) => trace::run(&arguments),
         Command::Completions { shell } => write(&completions(shell)).map(|()| ExitCode::SUCCESS),
         Command::Man => manual()

@@ -167,7 +167,7 @@ impl GuestError {
     }
 
     /// `/dev/kvm` did not open: say what to do for the usual reasons.
-    pub(super) fn open_kvm(errno: i32) -> Self {
+    pub(crate) fn open_kvm(errno: i32) -> Self {
         let advice = match errno {
             libc::ENOENT => {
                 "there is none; load kvm-intel or kvm-amd, switch nested virtualization on, \
@@ -189,7 +189,7 @@ impl GuestError {
     }
 
     /// `KVM_CREATE_VM` failed: say what to do for the usual reasons.
-    pub(super) fn create_vm(errno: i32) -> Self {
+    pub(crate) fn create_vm(errno: i32) -> Self {
         let advice = match errno {
             libc::EBUSY => "another hypervisor holds the processor; stop it first",
             libc::ENOMEM => "no memory, or the control group's limit is reached; free some",

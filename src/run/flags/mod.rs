@@ -25,11 +25,22 @@ use super::launch::{DEFAULT_COMMAND_LINE, FsSpec, Launch, VhostUserSpec};
 const CROSVM: &str = "Options in crosvm's words";
 const USAGE: &str =
     "vm-remap run [OPTIONS] --kernel <FILE>\n       vm-remap run [OPTIONS] <KERNEL>";
+const MORE: &str = "\
+Examples:
+  vm-remap run --kernel vmlinuz --initramfs initrd.img --memory size=1G --cpus 2
+  vm-remap run --kernel vmlinuz --initramfs initrd.img --cmdline 'console=ttyS0 quiet'
+
+Ctrl-A x ends the guest; Ctrl-A Ctrl-A is one Ctrl-A for it.
+
+Exit codes: 0 the guest powered off, 1 it could not be started, 2 arguments that make no sense, \
+3 it asked for a reboot, 4 its kernel panicked or stopped with a triple fault, 5 it could not be \
+run on, 6 it was ended from outside.";
 
 /// Start a guest: a Linux kernel, shared directories, and devices of other processes.
 #[derive(Clone, Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "the help shows it as it stands")]
-#[command(after_long_help = table::text(), override_usage = USAGE)]
+#[command(after_help = MORE, after_long_help = format!("{MORE}\n\n{}", table::text()))]
+#[command(override_usage = USAGE)]
 pub struct RunArgs {
     /// The kernel to start
     #[arg(long, value_name = "FILE", required_unless_present = "kernel_word")]

@@ -47,6 +47,26 @@ impl Initramfs {
         }
     }
 
+    /// What boots inside of a guest of the machine: busybox, and a shell on the console.
+    pub(crate) fn nested(busybox: &Path, modules: Vec<Module>) -> Result<Self> {
+        let mut archive = Self::default();
+        let init = include_bytes!("../guest-init").to_vec();
+        archive.add("init", Content::Program(init));
+        archive.add("bin/busybox", Content::Program(read(busybox)?));
+        archive.modules(modules);
+        Ok(archive)
+    }
+
+    /// Adds a kernel and the archive for it, for the machine's own guests.
+    pub(crate) fn guest(&mut self, kernel: &Path, archive: &Self) -> Result<()> {
+        self.add("guest/vmlinuz", Content::Data(read(kernel)?));
+        let bytes = archive
+            .bytes()
+            .context("cannot pack the archive of a guest")?;
+        self.add("guest/initramfs", Content::Data(bytes));
+        Ok(())
+    }
+
     /// Adds a program, and a link to it where it lies on this machine.
     pub(crate) fn binary(&mut self, binary: &Binary) -> Result<()> {
         let path = format!("lab/bin/{}", binary.name);
@@ -73,12 +93,22 @@ impl Initramfs {
         let context = || format!("cannot write {}", path.display());
         let file = fs::File::create(path).with_context(context)?;
         let mut out = io::BufWriter::new(file);
-        for (path, content) in &self.entries {
-            write_entry(&mut out, path, content).with_context(context)?;
-        }
-        trailer(&mut out)
-            .and_then(|out| out.flush())
+        self.write_to(&mut out)
+            .and_then(|()| out.flush())
             .with_context(context)
+    }
+
+    fn bytes(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.write_to(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
+        for (path, content) in &self.entries {
+            write_entry(out, path, content)?;
+        }
+        trailer(out).map(|_| ())
     }
 
     fn add(&mut self, path: &str, content: Content) {
@@ -252,6 +282,30 @@ mod tests {
             ("lab/steps", 0o100_644),
         ];
         assert_eq!(found, expected.map(|(path, mode)| (path.to_owned(), mode)));
+    }
+
+    #[test]
+    fn a_guest_gets_a_kernel_and_an_archive_that_boots() {
+        let folder = tempfile::tempdir().unwrap();
+        let busybox = program(folder.path(), "busybox", false);
+        let module = Module {
+            name: "virtio_mmio".to_owned(),
+            bytes: vec![1],
+        };
+        let nested = Initramfs::nested(&busybox.path, vec![module]).unwrap();
+        let mut archive = Initramfs::new(&busybox.path, &SETTINGS).unwrap();
+        archive.guest(&busybox.path, &nested).unwrap();
+        let content = |wanted: &str| {
+            let mut entries = archive.entries.iter();
+            entries.find(|(path, _)| path == wanted).unwrap().1.clone()
+        };
+        assert_eq!(content("guest/vmlinuz"), Content::Data(b"busybox".to_vec()));
+        let Content::Data(bytes) = content("guest/initramfs") else {
+            panic!("the archive is a file");
+        };
+        let first = cpio::newc::Reader::new(bytes.as_slice()).unwrap();
+        assert_eq!(first.entry().name(), "init");
+        assert_eq!(first.entry().mode(), 0o100_755);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::binaries::{self, Binary};
 use crate::channel::Event;
+use crate::guest;
 use crate::initramfs::{Initramfs, Settings};
 use crate::machine::{Ending, Machine, Threads};
 use crate::modules::{Module, Modules};
@@ -105,16 +106,20 @@ impl Lab {
 
         let package = self.store.newest(&profile.package)?;
         let release = package.name.trim_start_matches("linux-image-").to_owned();
-        let modules = self.modules(profile, &package, &release)?;
+        let all = self.modules(profile, &package, &release)?;
+        let guest = guest::archive(&self.busybox, &all)?;
+        let modules = all.in_order(&profile.modules)?;
+        let kernel = package.root.join(format!("boot/vmlinuz-{release}"));
         let token = token();
         let steps = self.plan(profile);
         let interactive = !self.command.is_empty() && stdin().is_terminal();
         let initramfs = folder.join("initramfs.cpio");
-        self.archive(profile, &token, modules, &steps, interactive)?
-            .write(&initramfs)?;
+        let mut archive = self.archive(profile, &token, modules, &steps, interactive)?;
+        archive.guest(&kernel, &guest)?;
+        archive.write(&initramfs)?;
         let mut machine = Machine {
             profile,
-            kernel: package.root.join(format!("boot/vmlinuz-{release}")),
+            kernel,
             initramfs,
             folder: &folder,
             token: &token,
@@ -240,7 +245,7 @@ impl Lab {
         Ok(archive)
     }
 
-    fn modules(&self, profile: &Profile, package: &Package, release: &str) -> Result<Vec<Module>> {
+    fn modules(&self, profile: &Profile, package: &Package, release: &str) -> Result<Modules> {
         let folder = package.root.join("lib/modules").join(release);
         let mut modules = Modules::below(&folder, self.busybox.clone())?;
         if let Some(variant) = &profile.variant {
@@ -248,7 +253,7 @@ impl Lab {
             modules.replace(built.join("kvm.ko"))?;
             modules.replace(built.join("kvm-amd.ko"))?;
         }
-        modules.in_order(&profile.modules)
+        Ok(modules)
     }
 
     /// Has the KVM of `variant` built, and returns where it lies.

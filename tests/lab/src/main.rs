@@ -6,6 +6,7 @@
 
 mod binaries;
 mod channel;
+mod guest;
 mod initramfs;
 mod lab;
 mod machine;

@@ -59,6 +59,14 @@ impl Modules {
         Ok(ready)
     }
 
+    /// Those of `names` that are modules of this kernel: it has the others built in, or not at all.
+    pub(crate) fn among(&self, names: &[&str]) -> Vec<String> {
+        let there = names
+            .iter()
+            .filter(|name| self.files.contains_key(&plain(name)));
+        there.map(|&name| name.to_owned()).collect()
+    }
+
     fn read(&self, name: &str) -> Result<Module> {
         let path = self.files.get(&plain(name)).with_context(|| {
             format!("cannot find the module {name} in the kernel package (is it built in?)")
@@ -197,6 +205,14 @@ mod tests {
         assert_eq!(name("kvm.ko").as_deref(), Some("kvm"));
         assert_eq!(name("modules.order"), None);
         assert_eq!(name("kvm.ko.tmp"), None);
+    }
+
+    #[test]
+    fn names_that_are_no_modules_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("virtio_mmio.ko.xz"), "").unwrap();
+        let modules = Modules::below(folder.path(), "busybox".into()).unwrap();
+        assert_eq!(modules.among(&["virtio-mmio", "virtiofs"]), ["virtio-mmio"]);
     }
 
     #[test]

@@ -1,0 +1,101 @@
+//! Owns how a device that somebody asked for becomes one of the machine. Never talks to a daemon.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result, bail};
+use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
+use vm_remap::DescriptorPolicy;
+use vm_remap::spec::WindowSpec;
+
+use super::mmio::{self, Interrupt, MmioTransport};
+use super::vhost_user::{DeviceType, Queues, SharedMemory, VhostUserDevice, VhostUserOptions};
+use crate::run::Machine;
+use crate::run::launch::{self, FsServer, FsSpec, Launch, Shmem, VhostUserSpec};
+
+/// The most shared memory that a daemon may announce, in bytes, unless `window=` says otherwise.
+const MOST: u64 = 16 << 30;
+
+/// Adds the devices of `launch` to `machine`, in their order.
+///
+/// # Errors
+/// A daemon cannot be used, or the machine has no place for it; the text says whose, and what to do.
+pub(in crate::run) fn devices(machine: &mut Machine, launch: &Launch) -> Result<()> {
+    let window = &launch.memory.window;
+    for spec in &launch.vhost_user {
+        add(machine, &any(spec, window)?, window)?;
+    }
+    for spec in &launch.fs {
+        add(machine, &file_system(spec, window)?, window)?;
+    }
+    Ok(())
+}
+
+fn any(spec: &VhostUserSpec, window: &WindowSpec) -> Result<VhostUserOptions> {
+    let mut options = VhostUserOptions::new(&spec.socket, kind(spec.device)?);
+    options.queues = match &spec.queues {
+        launch::Queues::AtMost(most) => Queues::AtMost(*most),
+        launch::Queues::Sizes(sizes) => Queues::Sizes(sizes.clone()),
+    };
+    options.shared_memory = match spec.shmem {
+        Shmem::Device => announced(window),
+        Shmem::Size(len) => SharedMemory::Given(len),
+        Shmem::Off => SharedMemory::Off,
+    };
+    if spec.device == VIRTIO_ID_FS {
+        options.policy = shared_files();
+    }
+    Ok(options)
+}
+
+fn file_system(spec: &FsSpec, window: &WindowSpec) -> Result<VhostUserOptions> {
+    let FsServer::Socket(socket) = &spec.server else {
+        bail!(
+            "cannot start a daemon for the share {:?}: start one, and give its socket=FILE",
+            spec.tag
+        );
+    };
+    let mut options = VhostUserOptions::new(socket, kind(VIRTIO_ID_FS)?);
+    // One more than those for requests.
+    let queues = usize::from(spec.queues).saturating_add(1);
+    options.queues = Queues::Sizes(vec![spec.queue_size; queues]);
+    options.shared_memory = if spec.dax {
+        announced(window)
+    } else {
+        SharedMemory::Off
+    };
+    options.policy = shared_files();
+    Ok(options)
+}
+
+fn kind(number: u32) -> Result<DeviceType> {
+    DeviceType::new(number).context("cannot make a device of type 0: there is none")
+}
+
+fn announced(window: &WindowSpec) -> SharedMemory {
+    SharedMemory::Announced(window.window().unwrap_or(MOST))
+}
+
+/// Files of a share lie on any file system and have no seals. The machine takes the guest's faults
+/// where one shrinks.
+fn shared_files() -> DescriptorPolicy {
+    DescriptorPolicy::peer().regular_file(true).seals(0)
+}
+
+fn add(machine: &mut Machine, options: &VhostUserOptions, window: &WindowSpec) -> Result<()> {
+    let context = || {
+        let (kind, socket) = (options.device_type, options.socket.display());
+        format!("cannot attach the {kind} of the daemon at {socket}")
+    };
+    let interrupt = Arc::new(Interrupt::new().with_context(context)?);
+    let memory = machine.memory().clone();
+    let open = |len| machine.open_window(len, window).map_err(Into::into);
+    let device = VhostUserDevice::new(options, memory.clone(), Arc::clone(&interrupt), open);
+    let device = device.with_context(context)?;
+    let transport = MmioTransport::new(device, memory, Arc::clone(&interrupt));
+    let transport = Arc::new(Mutex::new(transport));
+    let place = machine
+        .add_virtio_mmio(Arc::clone(&transport) as _, interrupt.line())
+        .with_context(context)?;
+    let transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
+    mmio::connect(&transport, machine.vm(), place.base.into(), place.gsi).with_context(context)
+}
