@@ -14,6 +14,9 @@ use vhost_user_backend::{VhostUserBackend, VringRwLock, VringT};
 use virtio_queue::QueueOwnedT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
@@ -93,6 +96,7 @@ impl VhostUserBackend for Device {
             | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::BACKEND_SEND_FD
             | VhostUserProtocolFeatures::SHMEM
     }
 
@@ -123,6 +127,10 @@ impl VhostUserBackend for Device {
         _thread: usize,
     ) -> io::Result<()> {
         vrings.first().map_or(Ok(()), |vring| self.fill(vring))
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
     }
 
     fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {

@@ -68,11 +68,10 @@ pub fn run(options: &Options, mut report: impl FnMut(&Tally)) -> Result<Tally> {
     if let Ok(tally) = &outcome {
         report(tally);
     } else {
-        // The VMM would wait for a device that does no more.
+        // A device that does no more is of no use to the VMM.
         daemon.request_shutdown();
     }
-    let left = daemon.wait();
-    if let Err(error) = left {
+    if let Err(error) = daemon.wait() {
         log::info!("the VMM has left: {error}");
     }
     outcome
@@ -131,7 +130,7 @@ fn play(options: &Options, backend: Backend, step_made: impl Fn()) -> Result<Tal
         options.boot
     );
     let mut script = Script::new(options.region, options.block, options.seed);
-    let mut play = Play::new(&frontend, mailbox);
+    let mut play = Play::new(&frontend, options.region, mailbox);
     for _ in 0..options.changes {
         let Some(step) = script.step() else { continue };
         play.step(step)

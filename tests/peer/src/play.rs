@@ -31,6 +31,7 @@ struct Held {
 #[derive(Debug)]
 pub struct Play<'a> {
     frontend: &'a Channel,
+    region: u64,
     mailbox: Device<'a, Blob>,
     held: HashMap<u64, Held>,
     number: u64,
@@ -38,11 +39,12 @@ pub struct Play<'a> {
 }
 
 impl<'a> Play<'a> {
-    /// Begins, with the guest at the other end of the mailbox.
+    /// Begins in a region of so many pages, with the guest at the other end of the mailbox.
     #[must_use]
-    pub fn new(frontend: &'a Channel, mailbox: Device<'a, Blob>) -> Self {
+    pub fn new(frontend: &'a Channel, region: u64, mailbox: Device<'a, Blob>) -> Self {
         Self {
             frontend,
+            region,
             mailbox,
             held: HashMap::new(),
             number: 0,
@@ -202,14 +204,19 @@ impl<'a> Play<'a> {
             skip: 0,
             writable: true,
         };
-        let blob = Blob::stamped(place.pages, u64::MAX)?;
+        let mut pages = place.pages;
         let mut wanted = map_request(&piece);
         match bad {
             Bad::Overlap => {
                 let last = place.end().saturating_sub(1);
                 wanted.shm_offset = last.saturating_mul(PAGE);
             }
-            Bad::PastEnd => wanted.shm_offset = u64::MAX / 4 / PAGE * PAGE,
+            Bad::PastEnd => {
+                let left = self.region.saturating_sub(place.page);
+                let beyond = left.saturating_add(1);
+                wanted.len = beyond.saturating_mul(PAGE);
+                pages = beyond;
+            }
             Bad::Misaligned => wanted.shm_offset = wanted.shm_offset.saturating_add(8),
             Bad::PastDescriptor => wanted.fd_offset = wanted.fd_offset.saturating_add(PAGE),
             Bad::NoRegion => wanted.shmid = 7,
@@ -217,7 +224,7 @@ impl<'a> Play<'a> {
         }
         let reply = match bad {
             Bad::UnmapHole => self.frontend.unmap(&unmap_request(place))?,
-            _ => self.frontend.map(&wanted, &blob)?,
+            _ => self.frontend.map(&wanted, &Blob::empty(pages)?)?,
         };
         match reply {
             Reply::Refused => count(&mut self.tally.refused),
