@@ -139,12 +139,12 @@ fn play(options: &Options, backend: Backend, step_made: impl Fn()) -> Result<Tal
         if script.once_in(8)
             && let Some(place) = script.any_mapping()
         {
-            play.look(place)?;
+            play.look_again(place)?;
         }
         step_made();
     }
     for place in script.live() {
-        play.look(place)?;
+        play.look_again(place)?;
     }
     play.end()
 }

@@ -84,8 +84,17 @@ impl<'a> Play<'a> {
         }
     }
 
+    /// Has the guest look at a mapping once more.
+    pub fn look_again(&mut self, place: Place) -> Result<()> {
+        let before = self.tally.pages;
+        self.look(place)?;
+        let looked = self.tally.pages.saturating_sub(before);
+        add(&mut self.tally.again, looked);
+        Ok(())
+    }
+
     /// Has the guest look at a mapping, and looks for its marks.
-    pub fn look(&mut self, place: Place) -> Result<()> {
+    fn look(&mut self, place: Place) -> Result<()> {
         let held = self.held.get(&place.page);
         let held = held.context("nothing is mapped there")?;
         let look = stamps(held, PAGES_PER_LOOK);
@@ -183,16 +192,12 @@ impl<'a> Play<'a> {
             blob,
             number,
         };
-        let before = match self.frontend.map(&map_request(&piece), &held.blob)? {
-            Reply::Done => {
-                count(&mut self.tally.over);
-                self.held.insert(piece.place.page, held)
-            }
-            Reply::Refused => {
-                count(&mut self.tally.over_refused);
-                None
-            }
-        };
+        if self.frontend.map(&map_request(&piece), &held.blob)? == Reply::Refused {
+            count(&mut self.tally.over_refused);
+            return self.look_again(piece.place);
+        }
+        count(&mut self.tally.over);
+        let before = self.held.insert(piece.place.page, held);
         self.look(piece.place)?;
         before.map_or(Ok(()), |before| self.check_marks(&before, PAGES_PER_LOOK))
     }
@@ -235,7 +240,7 @@ impl<'a> Play<'a> {
             }
         }
         if bad == Bad::Overlap && self.held.contains_key(&place.page) {
-            return self.look(place);
+            return self.look_again(place);
         }
         if bad == Bad::Overlap {
             return Ok(());

@@ -19,6 +19,8 @@ pub struct Tally {
     pub over_refused: u64,
     /// Pages of memory that the guest looked at.
     pub pages: u64,
+    /// How many of these it had looked at before, with no change since.
+    pub again: u64,
     /// Pages of holes that the guest looked at.
     pub holes: u64,
     /// Pages that were not as they should be, as the guest saw them.
@@ -63,8 +65,8 @@ impl fmt::Display for Tally {
         )?;
         writeln!(
             f,
-            "pages read        {} and {} of holes",
-            self.pages, self.holes
+            "pages read        {}, {} of them once more, and {} of holes",
+            self.pages, self.again, self.holes
         )?;
         writeln!(f, "wrong contents    {}", self.wrong)?;
         if let Some(Wrong { at, found }) = self.first_wrong {
@@ -120,6 +122,7 @@ mod tests {
             over: 4,
             over_refused: 5,
             pages: 6,
+            again: 2,
             holes: 7,
             wrong: 8,
             first_wrong: Some(Wrong { at: 4096, found: 9 }),
@@ -130,7 +133,7 @@ mod tests {
         };
         let expected = "\
 changes           10 (1 maps, 2 unmaps, 3 replaced by unmap and map, 4 in one)
-pages read        6 and 7 of holes
+pages read        6, 2 of them once more, and 7 of holes
 wrong contents    8
   the first       0x9 at 0x1000 of the region
 writes looked up  10, wrong 11
