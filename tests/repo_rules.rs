@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The floors of the library, the lowest first. A file imports from its own floor or a lower one.
-const FLOORS: [&[&str]; 7] = [
+const FLOORS: [&[&str]; 8] = [
     &["range", "error", "host", "sync"],
     &["source", "layout"],
     &["arena", "slots", "dma"],
@@ -21,18 +21,20 @@ const FLOORS: [&[&str]; 7] = [
     &["window"],
     &["access"],
     &["fault"],
+    &["vhost_user"],
 ];
 
 /// Crates that belong to adapters, with the files of the library that are adapters.
-const ADAPTED: [&str; 6] = [
+const ADAPTED: [&str; 7] = [
     "kvm_ioctls",
     "kvm_bindings",
     "vm_memory",
     "vhost",
+    "event_manager",
     "vfio_ioctls",
     "vfio_bindings",
 ];
-const ADAPTERS: [&str; 10] = [
+const ADAPTERS: [&str; 16] = [
     "plugin/src/access/bounce.rs",
     "plugin/src/access/bytes.rs",
     "plugin/src/access/mixed.rs",
@@ -43,6 +45,12 @@ const ADAPTERS: [&str; 10] = [
     "plugin/src/fault/kvm.rs",
     "plugin/src/slots/kvm.rs",
     "plugin/src/slots/kvm_prefault.rs",
+    "plugin/src/vhost_user/channel.rs",
+    "plugin/src/vhost_user/config.rs",
+    "plugin/src/vhost_user/dispatch.rs",
+    "plugin/src/vhost_user/handler.rs",
+    "plugin/src/vhost_user/request.rs",
+    "plugin/src/vhost_user/subscriber.rs",
 ];
 
 /// The files of the library that change the address space.

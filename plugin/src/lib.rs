@@ -26,11 +26,12 @@
 //! Features: `kvm` implements [`SlotProvider`] for `kvm_ioctls::VmFd`; `fault` resolves what a guest
 //! touches where it should not; `vfio` has a [`DmaListener`] for `vfio_ioctls::VfioContainer`;
 //! `vm-memory` makes a window a region of vm-memory's guest memory, so that devices find buffers
-//! inside it; `serde` makes [`LayoutRecord`] and others serialisable. The library logs through the
+//! inside it; `vhost-user` maps what vhost-user backends ask for, and `event-manager` drives that in
+//! event-manager's loop; `serde` makes [`LayoutRecord`] and others serialisable. The library logs through the
 //! `log` facade.
 //!
 //! The files lie in floors, each importing only downward: `range`, `error`, `host` and `sync`;
-//! `source` and `layout`; `arena`, `slots` and `dma`; `backend`; `window`; `access`; `fault`.
+//! `source` and `layout`; `arena`, `slots` and `dma`; `backend`; `window`; `access`; `fault`; `vhost_user`.
 
 #![cfg_attr(
     test,
@@ -57,6 +58,8 @@ mod range;
 mod slots;
 mod source;
 mod sync;
+#[cfg(feature = "vhost-user")]
+pub mod vhost_user;
 mod window;
 
 pub use access::pin::Pin;

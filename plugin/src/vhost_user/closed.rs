@@ -1,0 +1,37 @@
+//! Owns why a channel came to its end, and what it left. Never ends one.
+
+use super::handler::ResetError;
+
+/// Why a channel cannot be used any more.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChannelError {
+    /// The backend has closed its end, or the VMM says that it is gone.
+    #[error("the backend is gone")]
+    Disconnected,
+    /// Bytes that are no message, so that nobody knows where the next one begins; or answers that
+    /// the backend does not read.
+    #[error("the backend broke the protocol: {reason}")]
+    Violation {
+        /// What it did.
+        reason: &'static str,
+    },
+    /// A socket that failed.
+    #[error("cannot use the channel's socket")]
+    Socket(#[source] std::io::Error),
+    /// It was closed before.
+    #[error("the channel is closed")]
+    Closed,
+}
+
+/// A channel that is of no use any more. The windows are holes, but for what `left` tells.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot go on with the backend")]
+pub struct Closed {
+    /// Why it is closed.
+    #[source]
+    pub cause: ChannelError,
+    /// What a pin or the kernel has kept in a window; see
+    /// [`ShmemHandler::reset`](super::ShmemHandler::reset).
+    pub left: Option<ResetError>,
+}
