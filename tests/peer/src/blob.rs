@@ -15,7 +15,6 @@ use crate::words::{Mapped, Words};
 pub struct Blob {
     file: File,
     memory: Mapped,
-    pages: u64,
 }
 
 impl Blob {
@@ -27,11 +26,7 @@ impl Blob {
         file.set_len(len)?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
         let memory = Mapped::new(file.try_clone()?, 0, len)?;
-        Ok(Self {
-            file,
-            memory,
-            pages,
-        })
+        Ok(Self { file, memory })
     }
 
     /// Makes memory of so many pages, each with a stamp of the change `number`.
@@ -41,12 +36,6 @@ impl Blob {
             Stamp { number, index }.put(&blob.memory, index.saturating_mul(PAGE))?;
         }
         Ok(blob)
-    }
-
-    /// How many pages there are.
-    #[must_use]
-    pub const fn pages(&self) -> u64 {
-        self.pages
     }
 }
 

@@ -65,7 +65,7 @@ pub fn run(options: &Options, mut report: impl FnMut(&Tally)) -> Result<Tally> {
         .map_err(|error| anyhow!("cannot take a VMM's call: {error}"))?;
     log::info!("a VMM has called; the guest has to start the device");
     let outcome = guard(options, channels);
-    if let Ok(tally) = &outcome {
+    if let Ok((tally, _)) = &outcome {
         report(tally);
     } else {
         // A device that does no more is of no use to the VMM.
@@ -74,16 +74,18 @@ pub fn run(options: &Options, mut report: impl FnMut(&Tally)) -> Result<Tally> {
     if let Err(error) = daemon.wait() {
         log::info!("the VMM has left: {error}");
     }
-    outcome
+    // A channel that ends before the VMM leaves would look like a device that died.
+    outcome.map(|(tally, _channel)| tally)
 }
 
 /// Plays in a thread of its own, which a VMM that never answers can hold for ever.
-fn guard(options: &Options, channels: Receiver<Backend>) -> Result<Tally> {
+fn guard(options: &Options, channels: Receiver<Backend>) -> Result<(Tally, Backend)> {
     let backend = channels
         .recv_timeout(options.boot)
         .with_context(|| format!("no guest has started the device within {:?}", options.boot))?;
     let (events, heard) = channel();
     let script = options.clone();
+    let kept = backend.clone();
     std::thread::Builder::new()
         .name("script".to_owned())
         .spawn(move || {
@@ -96,7 +98,7 @@ fn guard(options: &Options, channels: Receiver<Backend>) -> Result<Tally> {
     let mut patience = options.boot;
     loop {
         match heard.recv_timeout(patience) {
-            Ok(Event::Over(outcome)) => return outcome,
+            Ok(Event::Over(outcome)) => return outcome.map(|tally| (tally, kept)),
             // The step itself waits for the guest, and says better what is wrong with it.
             Ok(Event::Step) => patience = options.patience.saturating_mul(3),
             Err(RecvTimeoutError::Timeout) => {
