@@ -127,6 +127,10 @@ impl<'a> Play<'a> {
 
     fn note_wrong(&mut self, wrong: u64, first: Wrong) {
         add(&mut self.tally.wrong, wrong);
+        if wrong > 0 {
+            let Wrong { at, found } = first;
+            log::warn!("{wrong} pages are wrong: {found:#x} at {at:#x} of the region");
+        }
         if wrong > 0 && self.tally.first_wrong.is_none() {
             self.tally.first_wrong = Some(first);
         }
