@@ -153,7 +153,7 @@ impl Arena {
             .checked_next_multiple_of(HUGE_1G)
             .and_then(|len| len.checked_add(HUGE_1G));
         let distance = beyond.and_then(|beyond| beyond.checked_add(range.start()));
-        Site::At(self.address(distance.unwrap_or(range.start())))
+        Site(self.address(distance.unwrap_or(range.start())))
     }
 
     /// Host address and length of `range`, seen to lie in this arena.

@@ -105,7 +105,7 @@ mod tests {
         ftruncate(&fd, 4 * PAGE_SIZE).unwrap();
         rustix::io::pwrite(&fd, &[7; 8], 0).unwrap();
         let len = 4 * PAGE_SIZE;
-        let staged = Staged::descriptor(len, fd.as_fd(), 0, ReadWrite, Site::Anywhere).unwrap();
+        let staged = Staged::descriptor(len, fd.as_fd(), 0, ReadWrite, Site(0)).unwrap();
         assert_eq!(resident(&staged), "Rss:0kB");
         touch(staged.address, staged.len, Populate::Write).unwrap();
         assert_eq!(resident(&staged), "Rss:16kB");
@@ -130,7 +130,7 @@ mod tests {
         let fd = memfd_create("lost", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&fd, 2 * PAGE_SIZE).unwrap();
         let len = 2 * PAGE_SIZE;
-        let staged = Staged::descriptor(len, fd.as_fd(), 0, ReadOnly, Site::Anywhere).unwrap();
+        let staged = Staged::descriptor(len, fd.as_fd(), 0, ReadOnly, Site(0)).unwrap();
         touch(staged.address, staged.len, Populate::Read).unwrap();
         let written = touch(staged.address, staged.len, Populate::Write);
         assert_eq!(written, Err(Errno::FAULT));

@@ -87,7 +87,7 @@ impl Staged {
 
 /// Whether this kernel poisons memory, for this process.
 pub(crate) fn can_poison(page: u64) -> rustix::io::Result<()> {
-    Staged::poisoned(page, Site::Anywhere).map(drop)
+    Staged::poisoned(page, Site(0)).map(drop)
 }
 
 /// Poisons `range`, which the caller has mapped just now. The poison outlives the registration,

@@ -27,18 +27,15 @@ pub(crate) struct Staged {
     pub(super) len: usize,
 }
 
-/// Where a staged mapping goes while it waits.
+/// Where a staged mapping waits: at this address, or at least at one that is congruent with it modulo
+/// 2 MiB, if that can be had and the mapping has 2 MiB; else wherever the kernel likes.
+///
+/// What is brought in there can be huge pages, and it shares no page table with others. The move
+/// takes page tables as wholes, and where there is half a one it makes a table in the new place,
+/// even an empty one, over which no huge page can be mapped any more (Linux: `mm/mremap.c`
+/// `move_page_tables`).
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Site {
-    /// Wherever the kernel likes.
-    Anywhere,
-    /// At this address, or at least at one that is congruent with it modulo 2 MiB, if that can be had
-    /// and the mapping has 2 MiB: what is brought in there can be huge pages, and it shares no
-    /// page table with others. The move takes page tables as wholes, and where there is half a one
-    /// it makes a table in the new place, even an empty one, over which no huge page can be mapped
-    /// any more (Linux: `mm/mremap.c` `move_page_tables`).
-    At(u64),
-}
+pub(crate) struct Site(pub(crate) u64);
 
 /// How pages are brought in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,11 +105,10 @@ impl Staged {
             let address = map(at as *mut c_void)?.addr();
             Ok(Self { address, len })
         };
-        let wanted = match site {
-            Site::At(wanted) if len >= huge => wanted,
-            _ => return made(0),
-        };
-        let wanted = usize::try_from(wanted).map_err(|_| Errno::NOMEM)?;
+        if len < huge {
+            return made(0);
+        }
+        let wanted = usize::try_from(site.0).map_err(|_| Errno::NOMEM)?;
         let first = made(wanted)?;
         if first.address.wrapping_sub(wanted).is_multiple_of(huge) {
             return Ok(first);

@@ -94,7 +94,7 @@ fn populate_of_pages_that_the_file_has_lost_is_an_error() {
     rustix::fs::ftruncate(&fd, 4 * PAGE_SIZE).unwrap();
     let staged = |protection| {
         use std::os::fd::AsFd;
-        Staged::descriptor(4 * PAGE_SIZE, fd.as_fd(), 0, protection, Site::Anywhere).unwrap()
+        Staged::descriptor(4 * PAGE_SIZE, fd.as_fd(), 0, protection, Site(0)).unwrap()
     };
     let (written, read) = (staged(Protection::ReadWrite), staged(Protection::ReadOnly));
     written.populate(Populate::Write).unwrap();
@@ -106,7 +106,7 @@ fn populate_of_pages_that_the_file_has_lost_is_an_error() {
 
 #[test]
 fn drop_of_a_staged_mapping_gives_its_range_back() {
-    let staged = Staged::anonymous(PAGE_SIZE, Protection::ReadOnly, Site::Anywhere).unwrap();
+    let staged = Staged::anonymous(PAGE_SIZE, Protection::ReadOnly, Site(0)).unwrap();
     let address = staged.address;
     drop(staged);
     let again = map_hole(address, 4096, MapFlags::FIXED_NOREPLACE).unwrap();

@@ -22,7 +22,7 @@ fn put(address: u64, from: &[u8]) -> Result<(), Short> {
 fn mapped(fd: BorrowedFd<'_>, count: u64, protection: Protection) -> (Arena, u64) {
     let arena = Arena::reserve(8 * PAGE_SIZE, GuestAddress(0)).unwrap();
     let range = PageRange::new(0, count * PAGE_SIZE).unwrap();
-    let staged = Staged::descriptor(range.len(), fd, 0, protection, Site::Anywhere).unwrap();
+    let staged = Staged::descriptor(range.len(), fd, 0, protection, Site(0)).unwrap();
     arena.place(range, staged).unwrap();
     let address = arena.address(0);
     (arena, address)
