@@ -54,7 +54,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     die_whole();
     let counters = Arc::<Counters>::default();
     let device = confined_device(options, &directory, confinement, &counters)?;
-    let ended = attend(device, listener, &mut signals);
+    let ended = attend(&device, listener, &mut signals);
     log::info!("{counters}");
     ended
 }
@@ -136,7 +136,7 @@ fn raise_limit() {
 
 /// Serves the frontend that waits at `listener`.
 fn attend(
-    device: Arc<Device>,
+    device: &Arc<Device>,
     listener: UnixListener,
     signals: &mut Signals,
 ) -> Result<(), ServeError> {
@@ -144,8 +144,8 @@ fn attend(
         source: io::Error::other(error.to_string()),
     };
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let mut daemon =
-        VhostUserDaemon::new("vm-remap-fs".to_owned(), device, memory).map_err(failed)?;
+    let mut daemon = VhostUserDaemon::new("vm-remap-fs".to_owned(), Arc::clone(device), memory)
+        .map_err(failed)?;
     daemon
         .start(&mut Listener::from(listener))
         .map_err(failed)?;
@@ -162,6 +162,8 @@ fn attend(
             }
         });
         let ended = daemon.wait();
+        // The threads of the queues are waited for, and a guest may ask for ever.
+        device.end();
         give_up(closer);
         ended
     });

@@ -7,6 +7,7 @@
 
 use std::io::{self, Write as _};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode, OutHeader};
 use fuse_backend_rs::api::server::Server;
@@ -31,6 +32,7 @@ pub(crate) struct Requests {
     share: Arc<Share>,
     cache: Arc<Cache>,
     counters: Arc<Counters>,
+    ending: AtomicBool,
 }
 
 impl Requests {
@@ -40,7 +42,13 @@ impl Requests {
             share,
             cache,
             counters,
+            ending: AtomicBool::new(false),
         }
+    }
+
+    /// Has no more requests taken, also where a guest asks faster than it is answered.
+    pub(crate) fn end(&self) {
+        self.ending.store(true, Ordering::Release);
     }
 
     /// Answers what is in a queue until it is empty, and has the guest notify from then on. A ring
@@ -58,6 +66,9 @@ impl Requests {
             vring.disable_notification().map_err(io::Error::other)?;
             let mut answered = false;
             while let Some(chain) = pop(vring, memory)? {
+                if self.ending.load(Ordering::Acquire) {
+                    return Ok(());
+                }
                 answered = true;
                 let head = chain.head_index();
                 let len = self.answer(memory, chain);

@@ -49,6 +49,11 @@ impl Device {
             memory: RwLock::default(),
         }
     }
+
+    /// Has the threads of the queues end when they have answered what they are at.
+    pub(crate) fn end(&self) {
+        self.requests.end();
+    }
 }
 
 impl VhostUserBackend for Device {

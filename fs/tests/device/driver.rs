@@ -138,6 +138,15 @@ impl Queue {
         self.kick.write(1).unwrap();
     }
 
+    /// Offers the last chain again, as soon as there is room in the ring for it.
+    pub(crate) fn stay_ahead(&mut self, memory: &GuestMemoryMmap) {
+        let used = GuestAddress(self.used() + 2);
+        while self.submitted.wrapping_sub(memory.read_obj(used).unwrap()) >= SIZE {
+            std::hint::spin_loop();
+        }
+        self.offer(memory, 0);
+    }
+
     /// Waits until the request has been used, and gives what was written.
     pub(crate) fn wait(&self, memory: &GuestMemoryMmap) -> Vec<u8> {
         while !self.is_done(memory) {

@@ -4,6 +4,8 @@ use std::fs;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixListener;
 use std::process::Command;
+use std::sync::mpsc::channel;
+use std::thread;
 
 use rustix::process::{Signal, kill_process};
 
@@ -47,6 +49,33 @@ fn signal_ends_the_daemon_well_before_and_while_it_serves() {
     kill_process(serving.pid(), Signal::INT).unwrap();
     assert!(serving.wait().success(), "{}", serving.log());
     assert!(serving.log().contains("1 requests"), "{}", serving.log());
+}
+
+#[test]
+fn signal_ends_the_daemon_also_while_a_guest_never_stops_asking() {
+    let mut daemon = Daemon::start(&[]);
+    // A request that takes longer than whoever asks may be kept from a CPU.
+    for number in 0..5000 {
+        fs::write(daemon.path(&number.to_string()), "").unwrap();
+    }
+    let mut guest = Guest::mount(&daemon);
+    let opened = guest.ask(fuse::OPENDIR, fuse::ROOT, &fuse::open(libc::O_DIRECTORY));
+    let list = fuse::read(opened.u64_at(0), 0, 1 << 19);
+    assert_eq!(guest.ask(fuse::READDIR, fuse::ROOT, &list).error, 0);
+    let (mut queue, memory) = (guest.queue, guest.memory);
+    let (busy, is_busy) = channel();
+    // The last request again and again, for as long as this process lives.
+    thread::spawn(move || {
+        for round in 0_u64.. {
+            queue.stay_ahead(&memory);
+            if round == 100 {
+                busy.send(()).unwrap();
+            }
+        }
+    });
+    is_busy.recv().unwrap();
+    kill_process(daemon.pid(), Signal::TERM).unwrap();
+    assert!(daemon.wait().success(), "{}", daemon.log());
 }
 
 #[test]
