@@ -187,6 +187,9 @@ impl Vcpu {
 }
 
 /// Deals with one exit. Reads of what is not there give ones, and writes to it are dropped.
+///
+/// All ports here have one byte. More than one at a time is a repeating instruction, which stays at
+/// its port: as one access it would reach past the device and be nobody's.
 fn answer(
     exit: io::Result<VcpuExit<'_>>,
     devices: &IoManager,
@@ -194,16 +197,20 @@ fn answer(
 ) -> Option<GuestEnd> {
     let (count, end) = match exit {
         Ok(VcpuExit::IoIn(port, data)) => {
-            if devices.pio_read(PioAddress(port), data).is_err() {
-                data.fill(0xff);
+            for byte in data.chunks_mut(1) {
+                if devices.pio_read(PioAddress(port), byte).is_err() {
+                    byte.fill(0xff);
+                }
             }
             (&mut exits.pio, None)
         }
         Ok(VcpuExit::IoOut(port, data)) => {
-            // Nobody there: dropped.
-            devices
-                .pio_write(PioAddress(port), data)
-                .unwrap_or_default();
+            for byte in data.chunks(1) {
+                // Nobody there: dropped.
+                devices
+                    .pio_write(PioAddress(port), byte)
+                    .unwrap_or_default();
+            }
             (&mut exits.pio, None)
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
@@ -244,5 +251,51 @@ fn rare(exit: &VcpuExit<'_>) -> Option<GuestEnd> {
             "cannot run the guest on: KVM_RUN ended with {exit:?}, which nothing here answers; \
              the kernel log may say more"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use vm_device::MutDevicePio;
+    use vm_device::bus::{PioAddressOffset, PioRange};
+
+    use super::*;
+
+    /// Eight ports that keep what is written to them, and read as their number.
+    struct Ports(Vec<u8>);
+
+    impl MutDevicePio for Ports {
+        fn pio_read(&mut self, _: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
+            data.fill(u8::try_from(offset).unwrap());
+        }
+
+        fn pio_write(&mut self, _: PioAddress, _: PioAddressOffset, data: &[u8]) {
+            self.0.extend(data);
+        }
+    }
+
+    #[test]
+    fn a_repeating_instruction_stays_at_its_port_however_long_it_is() {
+        let ports = Arc::new(Mutex::new(Ports(Vec::new())));
+        let mut devices = IoManager::new();
+        let range = PioRange::new(PioAddress(0x3f8), 8).unwrap();
+        devices
+            .register_pio(range, Arc::clone(&ports) as _)
+            .unwrap();
+        let mut exits = Exits::default();
+        let text = b"more than there are ports";
+        assert_eq!(
+            answer(Ok(VcpuExit::IoOut(0x3f8, text)), &devices, &mut exits),
+            None
+        );
+        assert_eq!(ports.lock().unwrap().0, text);
+        let mut read = [0; 12];
+        answer(Ok(VcpuExit::IoIn(0x3fd, &mut read)), &devices, &mut exits);
+        assert_eq!(read, [5; 12]);
+        answer(Ok(VcpuExit::IoIn(0xffff, &mut read)), &devices, &mut exits);
+        assert_eq!(read, [0xff; 12]);
+        assert_eq!(exits.pio, 3);
     }
 }
