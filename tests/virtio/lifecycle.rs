@@ -1,12 +1,17 @@
 //! Owns the proofs of a device's life: started, reset, started again, its daemon killed and
 //! restarted. Never asks how long anything takes.
 
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_mmio::*;
+use vm_remap_cli::run::virtio::mmio::VirtioDevice;
 
 use crate::daemon::{Manner, OWN_FEATURES, Request};
 use crate::driver::{Machine, VERSION_1, started, wait_for};
+
+/// What `/proc` shows of a descriptor that a new program does not get.
+const O_CLOEXEC: u32 = 0o200_0000;
 
 const MAP: Request = Request::Map {
     offset: 0,
@@ -27,6 +32,23 @@ fn a_request_is_answered_and_the_interrupt_says_so() {
     }
     let features = daemon.notes.lock().unwrap().features;
     assert_eq!(features, VERSION_1 | 1 << 30 | OWN_FEATURES);
+    daemon.kill();
+}
+
+#[test]
+fn no_event_of_a_device_is_left_to_a_process_that_the_vmm_starts() {
+    let (_machine, daemon, driver) = started();
+    let device = driver.transport.device();
+    let mut events = device.doorbells();
+    events.extend(device.calls());
+    events.push(driver.transport.interrupt().line());
+    for event in events {
+        let path = format!("/proc/self/fdinfo/{}", event.as_raw_fd());
+        let text = std::fs::read_to_string(path).unwrap();
+        let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = u32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+        assert_ne!(flags & O_CLOEXEC, 0);
+    }
     daemon.kill();
 }
 

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// A device's interrupt, shared by the transport and whoever does the device's work.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl Interrupt {
     /// What the kernel answers where it has no event to give.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            line: EventFd::new(EFD_NONBLOCK)?,
+            line: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             pending: AtomicU32::new(0),
             always_used: AtomicBool::new(false),
             needs_reset: AtomicBool::new(false),

@@ -9,7 +9,7 @@ use log::warn;
 use vm_memory::GuestMemoryMmap;
 use vm_remap::Window;
 use vm_remap::vhost_user::{Overlap, ShmemHandler};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::config_news::ConfigNews;
 use super::connection::{Connection, Terms};
@@ -232,7 +232,7 @@ fn shared(
 
 fn queue_events() -> Result<QueueEvents, VhostUserError> {
     let event = || {
-        EventFd::new(EFD_NONBLOCK).map_err(|source| VhostUserError::Host {
+        EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(|source| VhostUserError::Host {
             what: "an event",
             source,
         })

@@ -11,7 +11,7 @@ use std::thread::{Builder, JoinHandle};
 use log::{debug, warn};
 use vm_remap::vhost_user::{BackendChannel, ChannelError, Closed};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::config_news::ConfigNews;
 use super::error::VhostUserError;
@@ -55,7 +55,7 @@ impl Keeper {
     /// Starts a thread that keeps `first`, and those that come after it.
     pub(super) fn start(shared: Arc<Shared>, first: Watched) -> Result<Self, VhostUserError> {
         let host = |what| move |source| VhostUserError::Host { what, source };
-        let stop = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(host("an event"))?);
+        let stop = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(host("an event"))?);
         let stopped = Arc::clone(&stop);
         let thread = Builder::new()
             .name("vhost-user".into())
