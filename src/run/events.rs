@@ -1,7 +1,6 @@
 //! Owns the main loop of a guest: what is typed, signals, the serial port's timer, and the end.
 //! Never runs a vCPU.
 
-use std::io::Stdout;
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context as _, Result};
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps as _};
 use rustix::io::Errno;
-use rustix::stdio::stdin;
+use rustix::stdio::{stdin, stdout};
 use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use vmm_sys_util::epoll::EventSet;
@@ -17,6 +16,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::escape::Escape;
 use super::power::{Ending, GuestEnd};
 use super::serial::Uart;
+use super::sink::Sink;
 
 /// Whatever takes part in the main loop.
 pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
@@ -29,6 +29,8 @@ pub(super) struct Loop {
     manager: EventManager<Subscriber>,
     ending: Arc<Ending>,
     signals: Vec<SigId>,
+    /// Readable once there was a signal.
+    leave: UnixStream,
 }
 
 impl Loop {
@@ -43,6 +45,7 @@ impl Loop {
                 .with_context(|| format!("cannot handle signal {signal}"))?;
             handled.push(id);
         }
+        let leave = signals.try_clone().context("cannot copy a socket")?;
         let outside: Subscriber = Arc::new(Mutex::new(Outside {
             signals,
             ending: Arc::clone(&ending),
@@ -52,7 +55,14 @@ impl Loop {
             manager,
             ending,
             signals: handled,
+            leave,
         })
+    }
+
+    /// Standard output, which keeps nobody from leaving.
+    pub(super) fn output(&self) -> Result<Sink> {
+        let leave = self.leave.try_clone().context("cannot copy a socket")?;
+        Sink::new(stdout(), leave, Arc::clone(&self.ending))
     }
 
     /// Adds whatever waits for events of its own.
@@ -106,7 +116,7 @@ impl MutEventSubscriber for Outside {
 
 /// Standard input, standard output, and the serial port between them and the guest.
 pub(super) struct Console {
-    uart: Arc<Mutex<Uart<Stdout>>>,
+    uart: Arc<Mutex<Uart<Sink>>>,
     escape: Escape,
     ending: Arc<Ending>,
     /// It is watched.
@@ -114,7 +124,7 @@ pub(super) struct Console {
 }
 
 impl Console {
-    pub(super) fn new(uart: Arc<Mutex<Uart<Stdout>>>, ending: Arc<Ending>) -> Self {
+    pub(super) fn new(uart: Arc<Mutex<Uart<Sink>>>, ending: Arc<Ending>) -> Self {
         Self {
             uart,
             escape: Escape::default(),
@@ -123,7 +133,7 @@ impl Console {
         }
     }
 
-    fn uart(&self) -> MutexGuard<'_, Uart<Stdout>> {
+    fn uart(&self) -> MutexGuard<'_, Uart<Sink>> {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

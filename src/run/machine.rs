@@ -22,6 +22,7 @@ use super::launch::Launch;
 use super::layout::{GIB, IDENTITY_MAP, Layout, TSS, VIRTIO, VIRTIO_LEN};
 use super::power::{self, Ending, GuestEnd, Panics, Power};
 use super::serial::{SERIAL_PORT, SERIAL_PORTS, Uart};
+use super::sink::Sink;
 use super::slots::{RAM_SLOTS, RegisteredRam, advise};
 use super::terminal::Raw;
 use super::vcpu::{Exits, Shared, Threads, Vcpu};
@@ -44,7 +45,7 @@ pub struct Machine {
     devices: IoManager,
     places: Vec<VirtioPlace>,
     events: Loop,
-    uart: Arc<Mutex<Uart<std::io::Stdout>>>,
+    uart: Arc<Mutex<Uart<Sink>>>,
     addresses: AddressAllocator,
     next_slot: u32,
     slots: u32,
@@ -82,8 +83,8 @@ impl Machine {
             .context("cannot ask KVM which CPU features it supports")?;
         let windows = layout.windows(cpuid::address_bits(&supported))?;
         let ending = Arc::new(Ending::new()?);
-        let uart = Arc::new(Mutex::new(Uart::new(&vm, std::io::stdout())?));
         let mut events = Loop::new(Arc::clone(&ending))?;
+        let uart = Arc::new(Mutex::new(Uart::new(&vm, events.output()?)?));
         let console = Console::new(Arc::clone(&uart), Arc::clone(&ending));
         events.add(Arc::new(Mutex::new(console)));
         let code = memory;

@@ -60,6 +60,7 @@ mod memory;
 mod output;
 mod power;
 mod serial;
+mod sink;
 mod slots;
 mod terminal;
 mod vcpu;
