@@ -3,6 +3,7 @@
 
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_mmio::*;
 use vm_remap_cli::run::virtio::mmio::VirtioDevice;
@@ -143,6 +144,21 @@ fn another_daemon_in_the_place_of_the_first_is_refused() {
     driver.start();
     assert_eq!(driver.ask(0, Request::Add(3)), 4);
     right.kill();
+}
+
+#[test]
+fn daemons_that_come_and_go_are_taken_on_once_a_second() {
+    let (machine, mut daemon, mut driver) = started();
+    let begun = Instant::now();
+    for _ in 0..3 {
+        // It listens already when the one before goes.
+        let next = machine.daemon(&Manner::default());
+        daemon.kill();
+        wait_for("the next daemon", || driver.config(1) == [1_u8]);
+        daemon = next;
+    }
+    assert!(begun.elapsed() >= Duration::from_secs(2));
+    daemon.kill();
 }
 
 #[test]

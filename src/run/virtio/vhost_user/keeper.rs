@@ -109,11 +109,7 @@ fn wait_for_next(shared: &Shared, stop: &EventFd) -> Option<Watched> {
         }
     };
     loop {
-        match shared.look() {
-            Ok(watched) => return Some(watched),
-            Err(VhostUserError::Connect { .. }) => {}
-            Err(error) => tell(&error),
-        }
+        // Also before the first look: daemons that hang up at once would fill the log.
         match pause(stop) {
             Ok(false) => {}
             Ok(true) => return None,
@@ -121,6 +117,11 @@ fn wait_for_next(shared: &Shared, stop: &EventFd) -> Option<Watched> {
                 tell(&error);
                 return None;
             }
+        }
+        match shared.look() {
+            Ok(watched) => return Some(watched),
+            Err(VhostUserError::Connect { .. }) => {}
+            Err(error) => tell(&error),
         }
     }
 }
