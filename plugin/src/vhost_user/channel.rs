@@ -26,6 +26,7 @@ use std::sync::Arc;
 use vhost::vhost_user::VhostUserFrontendReqHandler;
 
 use super::closed::{ChannelError, Closed};
+use super::closer::Closer;
 use super::dispatch;
 use super::handler::ShmemHandler;
 use super::refusal::Refusal;
@@ -45,7 +46,8 @@ use super::wire::{self, Incoming};
 #[derive(Debug)]
 pub struct BackendChannel<I> {
     handler: Arc<ShmemHandler<I>>,
-    socket: UnixStream,
+    // Let go of before what is incoming, which leaves its end to a thread.
+    socket: Arc<UnixStream>,
     incoming: Incoming,
     reply_ack: bool,
     closed: bool,
@@ -79,10 +81,11 @@ impl<I: VhostUserFrontendReqHandler> BackendChannel<I> {
         reply_ack: bool,
     ) -> Result<(Self, UnixStream), ChannelError> {
         let (socket, backend) = UnixStream::pair().map_err(ChannelError::Socket)?;
+        let socket = Arc::new(socket);
         let channel = Self {
             handler,
+            incoming: Incoming::new(Closer::new(Arc::clone(&socket))),
             socket,
-            incoming: Incoming::default(),
             reply_ack,
             closed: false,
         };
@@ -120,7 +123,7 @@ impl<I: VhostUserFrontendReqHandler> BackendChannel<I> {
     /// so that it does not wait for answers, and resets the windows.
     pub fn close(&mut self, cause: ChannelError) -> Closed {
         self.closed = true;
-        self.incoming = Incoming::default();
+        self.incoming.forget();
         // It fails where nobody is connected any more, which is what it is for.
         self.socket
             .shutdown(std::net::Shutdown::Both)
@@ -142,7 +145,9 @@ impl<I: VhostUserFrontendReqHandler> BackendChannel<I> {
             Ok(value) => *value,
             Err(refusal) => wire::negated(refusal.errno()),
         };
-        if dispatch::wants_answer(&message, self.reply_ack) {
+        let wants_answer = dispatch::wants_answer(&message, self.reply_ack);
+        self.incoming.close(message.descriptors);
+        if wants_answer {
             wire::answer(self.socket.as_fd(), message.header.request, value)?;
         }
         Ok(Some(
@@ -159,6 +164,12 @@ impl<I: VhostUserFrontendReqHandler> BackendChannel<I> {
                 refusal
             }
         }
+    }
+}
+
+impl<I> Drop for BackendChannel<I> {
+    fn drop(&mut self) {
+        self.incoming.forget();
     }
 }
 

@@ -53,6 +53,7 @@ mod book;
 mod borrowed;
 mod channel;
 mod closed;
+mod closer;
 mod config;
 mod dispatch;
 mod handler;

@@ -11,6 +11,7 @@ use rustix::net::{
 };
 
 use super::closed::ChannelError;
+use super::closer::Closer;
 
 /// Length of a header, in bytes: request, flags and length of the body, 32 bits each.
 const HEADER: usize = 12;
@@ -23,8 +24,12 @@ const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
 
-/// How many descriptors are taken with each piece: one more than any message may have.
+/// How many descriptors of a message are kept: one more than any may have.
 const TAKEN: usize = 2;
+
+/// The most descriptors that a piece can come with (Linux: `include/net/scm.h` `SCM_MAX_FD`). There
+/// is room for all: the kernel closes the others by itself, and waits for it.
+const SENT: usize = 253;
 
 /// The header of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,14 +93,40 @@ pub(super) struct Message {
 
 /// The message that is coming in. What has come of it is held here and not in the socket, so nobody
 /// is woken for half a message again and again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Incoming {
     header: Option<Header>,
     bytes: Vec<u8>,
     descriptors: Descriptors,
+    closer: Closer,
 }
 
 impl Incoming {
+    pub(super) fn new(closer: Closer) -> Self {
+        Self {
+            header: None,
+            bytes: Vec::new(),
+            descriptors: Descriptors::default(),
+            closer,
+        }
+    }
+
+    /// Closes the descriptors of a message.
+    pub(super) fn close(&mut self, descriptors: Descriptors) {
+        for fd in descriptors.taken {
+            self.closer.close(fd);
+        }
+    }
+
+    /// Forgets what has come of a message.
+    pub(super) fn forget(&mut self) {
+        self.header = None;
+        self.bytes.clear();
+        let descriptors = std::mem::take(&mut self.descriptors);
+        self.close(descriptors);
+        self.closer.leave_unread();
+    }
+
     /// The next message, if all of it is there.
     pub(super) fn next(&mut self, socket: BorrowedFd<'_>) -> Result<Option<Message>, ChannelError> {
         let header = match self.header {
@@ -128,7 +159,10 @@ impl Incoming {
             let (room, _) = piece
                 .split_at_mut_checked(missing.min(512))
                 .ok_or_else(|| broken(Errno::INVAL))?;
-            match self.descriptors.receive(socket, room) {
+            if self.closer.is_full() {
+                return Err(violation("its descriptors do not let themselves be closed"));
+            }
+            match self.descriptors.receive(socket, room, &mut self.closer) {
                 Ok(0) | Err(Errno::CONNRESET) => return Err(ChannelError::Disconnected),
                 Ok(count) => self.bytes.extend(room.iter().take(count)),
                 Err(Errno::AGAIN) => return Ok(false),
@@ -141,20 +175,30 @@ impl Incoming {
 
 impl Descriptors {
     /// Receives some bytes, and the descriptors that come with them.
-    fn receive(&mut self, socket: BorrowedFd<'_>, room: &mut [u8]) -> Result<usize, Errno> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TAKEN))];
+    fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        room: &mut [u8],
+        closer: &mut Closer,
+    ) -> Result<usize, Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SENT))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let mut room = [IoSliceMut::new(room)];
         let message = retry_on_intr(|| recvmsg(socket, &mut room, &mut control, flags))?;
         for rights in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = rights {
-                self.taken.extend(rights);
+                for fd in rights {
+                    if self.taken.len() < TAKEN {
+                        self.taken.push(fd);
+                    } else {
+                        closer.close(fd);
+                    }
+                }
             }
         }
         let cut = message.flags.contains(ReturnFlags::CTRUNC);
         self.lost |= cut && self.taken.len() < TAKEN;
-        self.taken.truncate(TAKEN);
         Ok(message.bytes)
     }
 }

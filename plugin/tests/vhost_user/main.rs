@@ -19,6 +19,7 @@ mod raw;
 mod recorder;
 mod support;
 
+mod closing;
 mod daemon;
 mod hostile;
 mod quota;

@@ -1,0 +1,101 @@
+//! Owns the tests of descriptors that do not let themselves be closed: whoever sends them, the VMM's
+//! loop goes on. Never maps one.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::channel as pipe;
+use std::time::Duration;
+
+use rustix::net::sockopt::set_socket_linger;
+use vm_remap::vhost_user::ChannelError;
+
+use crate::raw::{MAP, Raw, UNMAP, WANTS_ANSWER, header, message};
+use crate::support::*;
+
+/// A socket whose last close takes an hour, and the end that reads nothing.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (other, _) = listener.accept().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    while socket.write(&[0; 65536]).is_ok() {}
+    set_socket_linger(&socket, Some(Duration::from_secs(3600))).unwrap();
+    (socket, other)
+}
+
+/// Sends bytes with `count` such sockets, and waits until the loop has been through a wake-up and
+/// has dropped the channel.
+fn loop_goes_on(bytes: &[u8], count: usize) {
+    let device = Device::new();
+    let (mut channel, end) = device.channel();
+    let raw = Raw::new(end);
+    let (sockets, _others): (Vec<_>, Vec<_>) = (0..count).map(|_| lingering()).unzip();
+    let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+    raw.send(bytes, &fds);
+    drop(sockets);
+    let (done, over) = pipe();
+    std::thread::spawn(move || {
+        let woken = channel.wake().is_ok();
+        drop(channel);
+        done.send(woken).unwrap();
+    });
+    let woken = over.recv_timeout(Duration::from_secs(20));
+    assert!(woken.is_ok(), "the loop waits for a socket to be closed");
+}
+
+#[test]
+fn socket_that_lingers_in_a_message_keeps_nobody_waiting() {
+    loop_goes_on(&message(MAP, &request(0, 1)), 1);
+    loop_goes_on(&message(UNMAP, &request(0, 1)), 1);
+}
+
+#[test]
+fn sockets_that_linger_beyond_those_that_are_kept_keep_nobody_waiting() {
+    loop_goes_on(&message(MAP, &request(0, 1)), 5);
+}
+
+#[test]
+fn socket_that_lingers_in_half_a_message_keeps_nobody_waiting() {
+    loop_goes_on(&header(MAP, WANTS_ANSWER, 40), 1);
+    loop_goes_on(&[0xff; 600], 1);
+}
+
+#[test]
+fn socket_that_lingers_unread_keeps_nobody_waiting() {
+    let device = Device::new();
+    let (mut channel, end) = device.channel();
+    let raw = Raw::new(end);
+    let (socket, _other) = lingering();
+    raw.send(&[0xff; 12], &[]);
+    raw.send(&[0], &[socket.as_fd()]);
+    drop(socket);
+    let (done, over) = pipe();
+    std::thread::spawn(move || {
+        channel.wake().unwrap_err();
+        drop(channel);
+        done.send(()).unwrap();
+    });
+    let dropped = over.recv_timeout(Duration::from_secs(20));
+    assert!(dropped.is_ok(), "the loop waits for a socket to be closed");
+}
+
+#[test]
+fn backend_whose_descriptors_pile_up_is_sent_away() {
+    let device = Device::new();
+    let (mut channel, end) = device.channel();
+    let raw = Raw::new(end);
+    let (socket, _other) = lingering();
+    let unmap = message(UNMAP, &request(0, 1));
+    raw.send(&unmap, &[socket.as_fd()]);
+    drop(socket);
+    let (pipe, _writer) = rustix::pipe::pipe().unwrap();
+    let many = [pipe.as_fd(); 60];
+    let closed = (0..10).find_map(|_| {
+        let woken = channel.wake().err();
+        raw.try_send(&unmap, &many).unwrap_or_default();
+        woken
+    });
+    let cause = closed.unwrap().cause;
+    assert!(matches!(cause, ChannelError::Violation { .. }), "{cause}");
+}
