@@ -4,12 +4,16 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{FileType, OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fstat, fstatfs};
+use rustix::fs::{
+    AtFlags, FileType, OFlags, SealFlags, StatxFlags, fcntl_get_seals, fcntl_getfl, fstat, fstatfs,
+    statx,
+};
 use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::range::{PAGE_SIZE, PageRange};
 use crate::source::Protection;
+use crate::source::policy::DescriptorPolicy;
 
 /// File-system numbers, as `fstatfs` reports them (Linux: `include/uapi/linux/magic.h`).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -69,8 +73,13 @@ pub(crate) struct Descriptor {
 
 impl Descriptor {
     /// Asks the kernel about `fd`, and refuses what cannot stand behind guest memory. Each question
-    /// is a system call on the path of every map, so none is asked twice.
-    pub(crate) fn inspect(fd: BorrowedFd<'_>, range: PageRange) -> Result<Self, Error> {
+    /// is a system call on the path of every map, so none is asked twice. Where `policy` accepts no
+    /// file of any file system, none is asked that its owner would have to answer.
+    pub(crate) fn inspect(
+        fd: BorrowedFd<'_>,
+        range: PageRange,
+        policy: DescriptorPolicy,
+    ) -> Result<Self, Error> {
         let failed = |errno: Errno| Error::Inspect {
             range,
             source: errno.into(),
@@ -89,6 +98,9 @@ impl Descriptor {
                 });
             }
         };
+        if seals.is_none() && !policy.accepts_files() {
+            refuse_files(fd, range, policy)?;
+        }
         let stat = fstat(fd).map_err(failed)?;
         // Seals exist on tmpfs and hugetlbfs only, and huge pages are larger than this.
         let (kind, file_system) =
@@ -214,6 +226,29 @@ impl fmt::Display for Descriptor {
     }
 }
 
+/// Refuses what is a file of a file system, by what the kernel knows of it: its owner can leave
+/// `fstat` and `fstatfs` waiting (Linux: `fs/fuse/dir.c` `fuse_update_get_attr`).
+fn refuse_files(
+    fd: BorrowedFd<'_>,
+    range: PageRange,
+    policy: DescriptorPolicy,
+) -> Result<(), Error> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let known = statx(fd, c"", flags, StatxFlags::TYPE).map_err(|errno| Error::Inspect {
+        range,
+        source: errno.into(),
+    })?;
+    match FileType::from_raw_mode(known.stx_mode.into()) {
+        // A dma-buf has no type.
+        FileType::Unknown => Ok(()),
+        file_type => {
+            kind_of(file_type, 0, PAGE_SIZE)
+                .map_err(|kind| Error::DescriptorKind { range, kind })?;
+            Err(policy.refuses(range, "file".to_owned()))
+        }
+    }
+}
+
 /// What to say of a descriptor that the kernel refused with `EACCES`, if it is for its access mode:
 /// a security module says the same.
 pub(crate) fn access_refused(
@@ -304,7 +339,8 @@ mod tests {
     fn size_check_allows_the_last_partial_page_and_no_more() {
         let fd = memfd_create("partial", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&fd, 5000).unwrap();
-        let descriptor = Descriptor::inspect(fd.as_fd(), range(8192)).unwrap();
+        let descriptor =
+            Descriptor::inspect(fd.as_fd(), range(8192), DescriptorPolicy::own()).unwrap();
         descriptor
             .admit(range(8192), 0, Protection::ReadWrite, 0)
             .unwrap();
@@ -322,7 +358,8 @@ mod tests {
     fn offset_near_the_end_of_the_address_space_does_not_wrap() {
         let fd = memfd_create("wrap", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&fd, 4096).unwrap();
-        let descriptor = Descriptor::inspect(fd.as_fd(), range(4096)).unwrap();
+        let descriptor =
+            Descriptor::inspect(fd.as_fd(), range(4096), DescriptorPolicy::own()).unwrap();
         let offset = u64::MAX - 4095;
         let error = descriptor
             .admit(range(4096), offset, Protection::ReadOnly, 0)
@@ -338,7 +375,7 @@ mod tests {
         let sealed = |seals| {
             let fd = memfd_create("s", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
             fcntl_add_seals(&fd, seals).unwrap();
-            Descriptor::inspect(fd.as_fd(), range(4096))
+            Descriptor::inspect(fd.as_fd(), range(4096), DescriptorPolicy::own())
                 .unwrap()
                 .cannot_fail_halfway()
         };

@@ -122,6 +122,19 @@ impl DescriptorPolicy {
         self
     }
 
+    pub(crate) fn accepts_files(self) -> bool {
+        self.regular_file
+    }
+
+    /// What to say of a kind that is not accepted.
+    pub(crate) fn refuses(self, range: PageRange, kind: String) -> Error {
+        Error::PolicyKind {
+            range,
+            kind,
+            accepted: self.kinds(),
+        }
+    }
+
     /// Refuses a descriptor that the policy does not accept.
     pub(crate) fn judge(self, found: &Descriptor, range: PageRange) -> Result<(), Error> {
         let (accepted, wanted) = match found.kind {
@@ -131,11 +144,7 @@ impl DescriptorPolicy {
             DescriptorKind::RegularFile => (self.regular_file, 0),
         };
         if !accepted {
-            return Err(Error::PolicyKind {
-                range,
-                kind: found.to_string(),
-                accepted: self.kinds(),
-            });
+            return Err(self.refuses(range, found.to_string()));
         }
         let seals = found.seals.map_or(0, |seals| seals.bits());
         if seals & wanted == wanted {

@@ -223,7 +223,11 @@ impl<I> ShmemHandler<I> {
             books.usage.admit(&self.limits, range.len())?;
         }
         if let Err(full) = books.usage.admit_descriptor(&self.limits)
-            && keeps_descriptor(Descriptor::inspect(fd, range).map_err(failed)?.kind)
+            && keeps_descriptor(
+                Descriptor::inspect(fd, range, self.policy)
+                    .map_err(failed)?
+                    .kind,
+            )
         {
             return Err(full);
         }

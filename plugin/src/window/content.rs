@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::layout::{Mapping, Origin};
 use crate::range::{HUGE_2M, PAGE_SIZE, PageRange};
 use crate::source::descriptor::{Descriptor, DescriptorKind};
+use crate::source::policy::DescriptorPolicy;
 use crate::source::{Memory, Protection, Source, host_memory, stable};
 
 /// What the arena gets for a source, as far as it is known before it is mapped.
@@ -72,7 +73,7 @@ impl Shared {
                 Ok((content, mapping(origin, None, false, false)))
             }
             Memory::Descriptor { fd, offset } => {
-                let (found, keep) = inspect(fd, range, last)?;
+                let (found, keep) = inspect(fd, range, source.policy, last)?;
                 source.policy.judge(&found, range)?;
                 if let Some(expected) = source.expected {
                     expected.judge(&found, offset, range)?;
@@ -161,12 +162,13 @@ impl Shared {
 fn inspect(
     fd: BorrowedFd<'_>,
     range: PageRange,
+    policy: DescriptorPolicy,
     last: &mut Last,
 ) -> Result<(Descriptor, Kept), Error> {
     match last {
         Some((raw, found, kept)) if *raw == fd.as_raw_fd() => Ok((*found, kept.clone())),
         _ => {
-            let found = Descriptor::inspect(fd, range)?;
+            let found = Descriptor::inspect(fd, range, policy)?;
             let kept = keep(found.kind, fd).map_err(|errno| stage_failed(range, errno))?;
             *last = Some((fd.as_raw_fd(), found, kept.clone()));
             Ok((found, kept))

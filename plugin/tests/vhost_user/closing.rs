@@ -11,6 +11,7 @@ use rustix::net::sockopt::set_socket_linger;
 use vm_remap::vhost_user::ChannelError;
 
 use crate::raw::{MAP, Raw, UNMAP, WANTS_ANSWER, header, message};
+use crate::stuck_file::Stuck;
 use crate::support::*;
 
 /// A socket whose last close takes an hour, and the end that reads nothing.
@@ -98,4 +99,30 @@ fn backend_whose_descriptors_pile_up_is_sent_away() {
     });
     let cause = closed.unwrap().cause;
     assert!(matches!(cause, ChannelError::Violation { .. }), "{cause}");
+}
+
+#[test]
+fn file_whose_owner_does_not_answer_is_refused_without_asking_it() {
+    let Some(stuck) = Stuck::mount() else {
+        let name = "file_whose_owner_does_not_answer_is_refused_without_asking_it";
+        writeln!(std::io::stderr(), "SKIP {name}: no FUSE may be mounted").unwrap();
+        return;
+    };
+    let device = Device::new();
+    let (mut channel, end) = device.channel();
+    let mut raw = Raw::new(end);
+    let file = stuck.open();
+    raw.send(&message(MAP, &request(0, 1)), &[file.as_fd()]);
+    drop(file);
+    stuck.stick();
+    let (done, over) = pipe();
+    let vmm = std::thread::spawn(move || {
+        let woken = channel.wake();
+        done.send(woken.unwrap().refused.len()).unwrap();
+    });
+    let refused = over.recv_timeout(Duration::from_secs(20));
+    drop(stuck);
+    assert_eq!(refused, Ok(1), "the loop waits for the owner of a file");
+    assert_eq!(raw.answer(), (MAP, -1));
+    vmm.join().unwrap();
 }

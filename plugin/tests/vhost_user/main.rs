@@ -17,6 +17,8 @@ mod raw;
 #[expect(dead_code, reason = "these tests make no slot call fail")]
 #[path = "../common/recorder.rs"]
 mod recorder;
+#[path = "../common/stuck_file.rs"]
+mod stuck_file;
 mod support;
 
 mod closing;
