@@ -1,7 +1,7 @@
 //! Owns the hunt for an address that neither the hypervisor nor the instruction tells: holes are
 //! armed, a part at a time, until the instruction runs into them. Never deals with what it finds.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
 
@@ -24,7 +24,8 @@ const PASSES: u32 = 16;
 pub(super) struct Hunt {
     /// Whether touches during this vCPU's runs come back as addresses: the process would die of them.
     pub(super) listens: bool,
-    armed: Option<(Arc<Window>, Mark)>,
+    /// A vCPU that does not leave the guest keeps no window open.
+    armed: Option<(Weak<Window>, Mark)>,
     /// Where it was armed last, and where it goes on: which window, and from which byte on.
     last: (usize, u64),
     next: (usize, u64),
@@ -52,7 +53,9 @@ impl Hunt {
 
     /// What is armed for this vCPU becomes holes again.
     pub(super) fn disarm(&mut self) {
-        if let Some((window, mark)) = self.armed.take() {
+        if let Some((window, mark)) = self.armed.take()
+            && let Some(window) = window.upgrade()
+        {
             window.disarm(mark);
         }
     }
@@ -99,7 +102,7 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
                     count(&self.resolver.tally.armed);
                     hunt.rounds = hunt.rounds.saturating_add(1);
                     (hunt.last, hunt.next) = (hunt.next, (at, end));
-                    hunt.armed = Some((Arc::clone(window), mark));
+                    hunt.armed = Some((Arc::downgrade(window), mark));
                     return true;
                 }
                 // The window has changed: perhaps that was all.

@@ -145,6 +145,29 @@ fn address_that_cannot_be_computed_is_learnt_from_the_touch() {
     assert_eq!((counters.armed, counters.holes, counters.stops), (1, 1, 0));
 }
 
+/// A guest can leave an access half-way that is looked for, and stay away from KVM for good.
+#[test]
+fn search_for_an_address_does_not_keep_its_window_open() {
+    if let Err(error) = SigbusHook::install() {
+        let test = "search_for_an_address_does_not_keep_its_window_open";
+        writeln!(
+            std::io::stderr(),
+            "SKIP {test}: no page can be poisoned here: {error}"
+        )
+        .unwrap();
+        return;
+    }
+    let mut bench = bench(GATHER, true);
+    let ended = bench.run(&[Fault, Fault, Read(WINDOW + 0x8000)]);
+    assert!(matches!(ended, Ok(VmExit::Ignore)), "{ended:?}");
+    assert_eq!(bench.vm.resolver().counters().armed, 1);
+    let window = bench.vm.windows().remove(0);
+    bench.vm.close_window(window).unwrap();
+    // What is armed is not there any more.
+    bench.run(&[Fault, Port]).unwrap();
+    bench.run(&[Fault]).unwrap_err();
+}
+
 /// The VMM can pause the vCPU and save its state after any run.
 #[test]
 fn no_step_outlives_a_run() {
