@@ -15,8 +15,10 @@ use crate::error::errno_of;
 /// `EFER.LMA`: the vCPU is in long mode.
 const LONG_MODE: u64 = 1 << 10;
 /// `RFLAGS.RF`, which a fault sets and nothing rests on.
-const ALIGNMENT_CHECK: u64 = 1 << 18;
 const RESUME: u64 = 1 << 16;
+/// `RFLAGS.AC`. A translation walks the page tables as ring 0 does, and `CR4.SMAP` keeps that out of
+/// the pages of ring 3 while this flag is clear (Linux: `arch/x86/kvm/mmu.h` `permission_fault`).
+const ALIGNMENT_CHECK: u64 = 1 << 18;
 
 /// What the VMM asked of guest debugging.
 type Debugging = (Vec<vm_memory::GuestAddress>, bool);
