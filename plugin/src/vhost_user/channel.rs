@@ -75,16 +75,18 @@ impl<I: VhostUserFrontendReqHandler> BackendChannel<I> {
     /// became of its requests.
     ///
     /// # Errors
-    /// [`ChannelError::Socket`] where no socket is to be had.
+    /// [`ChannelError::Socket`] where no socket is to be had; [`ChannelError::Thread`] where no thread
+    /// is, which a channel has for closing what the backend sends.
     pub fn new(
         handler: Arc<ShmemHandler<I>>,
         reply_ack: bool,
     ) -> Result<(Self, UnixStream), ChannelError> {
         let (socket, backend) = UnixStream::pair().map_err(ChannelError::Socket)?;
         let socket = Arc::new(socket);
+        let closer = Closer::new(Arc::clone(&socket)).map_err(ChannelError::Thread)?;
         let channel = Self {
             handler,
-            incoming: Incoming::new(Closer::new(Arc::clone(&socket))),
+            incoming: Incoming::new(closer),
             socket,
             reply_ack,
             closed: false,

@@ -19,6 +19,9 @@ pub enum ChannelError {
     /// A socket that failed.
     #[error("cannot use the channel's socket")]
     Socket(#[source] std::io::Error),
+    /// No thread could be started, or its process may start none.
+    #[error("cannot start the thread that closes what a backend sends")]
+    Thread(#[source] std::io::Error),
     /// It was closed before.
     #[error("the channel is closed")]
     Closed,

@@ -2,9 +2,12 @@
 //!
 //! Who sends a descriptor can decide how long its last close takes: a TCP socket for as long as its
 //! `SO_LINGER` says, a file on FUSE for ever (Linux: `fs/fuse/file.c` `fuse_flush`). So what is not
-//! plain memory is closed by a thread of its own, which is started for the first of them. What
-//! lies unread in the socket is closed with it, so the thread has the last hold of that as well.
+//! plain memory is closed by a thread of its own. What lies unread in the socket is closed with it, so
+//! the thread has the last hold of that as well. It starts with the channel, and not when a backend
+//! first makes it necessary: a seccomp filter that has no room for it shows then, and not under
+//! attack.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -20,59 +23,42 @@ const MOST: usize = 256;
 #[derive(Debug)]
 pub(super) struct Closer {
     // Let go of before the thread hears that it is over.
-    socket: Arc<UnixStream>,
+    _socket: Arc<UnixStream>,
     waiting: Arc<AtomicUsize>,
-    thread: Option<Sender<OwnedFd>>,
+    thread: Sender<OwnedFd>,
 }
 
 impl Closer {
-    pub(super) fn new(socket: Arc<UnixStream>) -> Self {
-        Self {
-            socket,
-            waiting: Arc::default(),
-            thread: None,
-        }
+    /// Starts the thread.
+    pub(super) fn new(socket: Arc<UnixStream>) -> io::Result<Self> {
+        let (thread, all) = channel();
+        let waiting = Arc::<AtomicUsize>::default();
+        let (counter, last) = (Arc::clone(&waiting), Arc::clone(&socket));
+        thread::Builder::new()
+            .name("vm-remap-close".to_owned())
+            .spawn(move || close_all(&all, &counter, last))?;
+        Ok(Self {
+            _socket: socket,
+            waiting,
+            thread,
+        })
     }
 
     /// Closes `fd`, here or there.
-    pub(super) fn close(&mut self, fd: OwnedFd) {
+    pub(super) fn close(&self, fd: OwnedFd) {
         // Shared memory alone has seals (Linux: `mm/memfd.c` `memfd_file_seals_ptr`), and nothing
         // waits where it is closed.
         if fcntl_get_seals(&fd).is_ok() {
             return;
         }
-        if let Some(thread) = self.started() {
-            // It ends when there is no sender any more, and not before.
-            self.waiting.fetch_add(1, Ordering::AcqRel);
-            thread.send(fd).unwrap_or_default();
-        }
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        // It ends when there is no sender any more, and not before.
+        self.thread.send(fd).unwrap_or_default();
     }
 
     /// Whether the backend has sent too much that does not close.
     pub(super) fn is_full(&self) -> bool {
         self.waiting.load(Ordering::Acquire) > MOST
-    }
-
-    /// Leaves the closing of the socket to the thread, where something lies in it.
-    pub(super) fn leave_unread(&mut self) {
-        if rustix::io::ioctl_fionread(&self.socket) != Ok(0) {
-            self.started();
-        }
-    }
-
-    fn started(&mut self) -> Option<Sender<OwnedFd>> {
-        if self.thread.is_none() {
-            let (sender, receiver) = channel();
-            let (socket, waiting) = (Arc::clone(&self.socket), Arc::clone(&self.waiting));
-            let started = thread::Builder::new()
-                .name("vm-remap-close".to_owned())
-                .spawn(move || close_all(&receiver, &waiting, socket));
-            match started {
-                Ok(_) => self.thread = Some(sender),
-                Err(error) => log::warn!("cannot start a thread that closes descriptors: {error}"),
-            }
-        }
-        self.thread.clone()
     }
 }
 

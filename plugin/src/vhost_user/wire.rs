@@ -124,7 +124,6 @@ impl Incoming {
         self.bytes.clear();
         let descriptors = std::mem::take(&mut self.descriptors);
         self.close(descriptors);
-        self.closer.leave_unread();
     }
 
     /// The next message, if all of it is there.
@@ -162,7 +161,7 @@ impl Incoming {
             if self.closer.is_full() {
                 return Err(violation("its descriptors do not let themselves be closed"));
             }
-            match self.descriptors.receive(socket, room, &mut self.closer) {
+            match self.descriptors.receive(socket, room, &self.closer) {
                 Ok(0) | Err(Errno::CONNRESET) => return Err(ChannelError::Disconnected),
                 Ok(count) => self.bytes.extend(room.iter().take(count)),
                 Err(Errno::AGAIN) => return Ok(false),
@@ -179,7 +178,7 @@ impl Descriptors {
         &mut self,
         socket: BorrowedFd<'_>,
         room: &mut [u8],
-        closer: &mut Closer,
+        closer: &Closer,
     ) -> Result<usize, Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SENT))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
