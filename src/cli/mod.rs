@@ -42,6 +42,8 @@ enum Command {
     Bench(bench::Arguments),
     // What it says of itself is what its arguments say.
     Run(Box<RunArgs>),
+    /// Share a directory with a guest: virtio-fs with a DAX window, over vhost-user.
+    Fs(vm_remap_fs::Options),
     /// Make up a trace of a client of a window, for `bench --trace`.
     Trace(trace::Arguments),
     /// Print shell completions.
@@ -66,6 +68,9 @@ pub fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Run(arguments) => run::run(*arguments),
+        Command::Fs(options) => vm_remap_fs::serve(&options)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(anyhow::Error::from),
         Command::Trace(arguments) => trace::run(&arguments),
         Command::Completions { shell } => write(&completions(shell)).map(|()| ExitCode::SUCCESS),
         Command::Man => manual()

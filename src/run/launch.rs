@@ -1,7 +1,6 @@
 //! Owns what a guest is started with. Never starts one, and never reads a command line.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use vm_remap::spec::MemorySpec;
 
@@ -91,22 +90,18 @@ pub enum FsServer {
 pub struct FsShare {
     /// The directory.
     pub source: PathBuf,
-    /// What the guest may keep of file contents.
+    /// What the guest may keep of files.
     pub cache: FsCache,
-    /// Whether the guest may collect writes before it passes them on.
-    pub writeback: bool,
-    /// How long the guest may believe names and attributes that it has read.
-    pub timeout: Duration,
 }
 
-/// What a guest may keep of the contents of files.
+/// What a guest may keep of the contents of files, of their names and of their attributes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FsCache {
     /// Nothing.
     Never,
-    /// What it read, until it opens the file again.
+    /// Contents until it opens the file again, the rest for a second.
     #[default]
     Auto,
-    /// Everything, for good: for a directory that nobody else changes.
+    /// Everything, for a day: for a directory that nobody else changes.
     Always,
 }

@@ -176,7 +176,7 @@ pub const CROSVM: [Foreign; 25] = [
     foreign("--battery --s2idle", POWER),
     foreign(
         "--vhost-user-connect-timeout-ms",
-        "this VMM connects once; start the device's process first",
+        "this VMM waits ten seconds for the device's process, and looks for it each second once it is gone; leave the option out",
     ),
     foreign(
         "--vhost-user-fs --vhost-user-gpu --vhost-user-blk --vhost-user-net --vhost-user-console \

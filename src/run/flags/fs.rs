@@ -2,7 +2,6 @@
 //! `--shared-dir`. Never shares one.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use vm_remap::spec::{SpecError, fields, parse_toggle, unknown};
 
@@ -12,6 +11,12 @@ use crate::run::launch::{FsCache, FsServer, FsShare, FsSpec};
 
 /// The most bytes that virtio-fs has for a tag.
 const MAX_TAG: usize = 36;
+
+/// The most request queues that the project's own daemon has.
+const MOST_OF_OURS: u16 = 16;
+
+/// The most entries of a queue that it has.
+const LARGEST_OF_OURS: u16 = 1024;
 
 /// Cloud-hypervisor's, and `source`, `dax` and what a server can be told.
 const KEYS: [&str; 12] = [
@@ -65,8 +70,6 @@ struct Parts {
     socket: Option<PathBuf>,
     dax: bool,
     cache: Option<FsCache>,
-    writeback: Option<bool>,
-    timeout: Option<Duration>,
     queues: Option<u16>,
     queue_size: Option<u16>,
 }
@@ -152,29 +155,50 @@ impl Parts {
         match key {
             "dax" => self.dax = parse_toggle(key, value)?,
             "cache" => self.cache = Some(cache(key, value)?),
-            "writeback" => self.writeback = Some(parse_toggle(key, value)?),
-            _ => self.timeout = Some(Duration::from_secs(number(key, value)?)),
+            "writeback" if !parse_toggle(key, value)? => {}
+            "writeback" => {
+                let why =
+                    "each write of the guest is one of the daemon's; leave it out, or write off";
+                return Err(refused(format!("{key}={value}"), why));
+            }
+            _ => {
+                let why = "cache= says how long the guest may believe what it was told: never not at \
+                           all, auto a second, always a day; leave it out";
+                return Err(refused(format!("{key}={value}"), why));
+            }
         }
         Ok(())
     }
 
+    /// What the project's own daemon does not have.
+    fn beyond_ours(&self) -> Result<(), FlagError> {
+        let most = |key: &str, asked: Option<u16>, most: u16| match asked {
+            Some(asked) if asked > most => Err(refused(
+                format!("{key}={asked}"),
+                format!("the daemon that source= starts has {most} at the most"),
+            )),
+            _ => Ok(()),
+        };
+        most("num_queues", self.queues, MOST_OF_OURS)?;
+        most("queue_size", self.queue_size, LARGEST_OF_OURS)
+    }
+
     fn spec(self, text: &str) -> Result<FsSpec, FlagError> {
+        if self.source.is_some() {
+            self.beyond_ours()?;
+        }
         let tag = self.tag.unwrap_or_default();
         if tag.is_empty() || tag.len() > MAX_TAG || tag.contains('\0') {
             let why = format!("its tag {tag:?} must have 1 to {MAX_TAG} bytes, none of them 0");
             return Err(refused(format!("{text:?}"), why));
         }
-        let told = self.cache.is_some() || self.writeback.is_some() || self.timeout.is_some();
         let server = match (self.source, self.socket) {
             (Some(source), None) => FsServer::Daemon(FsShare {
                 source,
                 cache: self.cache.unwrap_or_default(),
-                writeback: self.writeback.unwrap_or(false),
-                timeout: self.timeout.unwrap_or(Duration::from_secs(5)),
             }),
-            (None, Some(_)) if told => {
-                let why = "whoever listens on the socket decides on cache, writeback and timeout; \
-                           leave them out";
+            (None, Some(_)) if self.cache.is_some() => {
+                let why = "whoever listens on the socket decides on the cache; leave cache= out";
                 return Err(refused(format!("{text:?}"), why));
             }
             (None, Some(socket)) => FsServer::Socket(socket),
@@ -227,8 +251,6 @@ mod tests {
             server: FsServer::Daemon(FsShare {
                 source: "/tmp".into(),
                 cache,
-                writeback: false,
-                timeout: Duration::from_secs(5),
             }),
             dax,
             queues: 1,
@@ -250,8 +272,8 @@ mod tests {
                 share(false, FsCache::Always),
             ),
             (
-                "tag=tag,source=\"/tmp\",cache=never,writeback=off,timeout=5",
-                "/tmp:tag:type=fs:cache_policy=never:writeback=false:timeout=5:use_dax=false",
+                "tag=tag,source=\"/tmp\",cache=never,writeback=off",
+                "/tmp:tag:type=fs:cache_policy=never:writeback=false:use_dax=false",
                 share(false, FsCache::Never),
             ),
         ] {
@@ -288,11 +310,29 @@ mod tests {
             (
                 "tag=t,socket=/s,cache=auto",
                 "cannot use \"tag=t,socket=/s,cache=auto\": whoever listens on the socket decides \
-                 on cache, writeback and timeout; leave them out",
+                 on the cache; leave cache= out",
             ),
             (
                 "tag=t,source=/tmp,cache=some",
                 "cannot use cache=some: there are never, auto, always",
+            ),
+            (
+                "tag=t,source=/tmp,writeback=on",
+                "cannot use writeback=on: each write of the guest is one of the daemon's; leave it \
+                 out, or write off",
+            ),
+            (
+                "tag=t,source=/tmp,timeout=5",
+                "cannot use timeout=5: cache= says how long the guest may believe what it was told: \
+                 never not at all, auto a second, always a day; leave it out",
+            ),
+            (
+                "tag=t,source=/tmp,num_queues=17",
+                "cannot use num_queues=17: the daemon that source= starts has 16 at the most",
+            ),
+            (
+                "tag=t,source=/tmp,queue_size=2048",
+                "cannot use queue_size=2048: the daemon that source= starts has 1024 at the most",
             ),
             (
                 "tag=t,socket=/s,num_queues=0",

@@ -69,8 +69,8 @@ pub struct RunArgs {
 
     /// A shared directory: tag=TAG,source=DIR[,dax=on], or tag=TAG,socket=FILE
     ///
-    /// With source= the server is started too, and can be told cache=never|auto|always,
-    /// writeback=on|off and timeout=SECONDS. With socket= one listens already. Both take
+    /// With source= the server is started too, and can be told cache=never|auto|always. With
+    /// socket= one listens already. Both take
     /// num_queues=N and queue_size=N. Can be given more than once.
     #[arg(long, value_name = "SPEC", value_parser = fs::parse)]
     fs: Vec<FsSpec>,
@@ -99,8 +99,7 @@ pub struct RunArgs {
     #[arg(help_heading = CROSVM, conflicts_with = "cmdline")]
     params: Vec<String>,
 
-    /// A shared directory: DIR:TAG:type=fs[:dax=true][:cache=never|auto|always][:writeback=true]
-    /// [:timeout=SECONDS]
+    /// A shared directory: DIR:TAG:type=fs[:dax=true][:cache=never|auto|always]
     #[arg(long, value_name = "SPEC", value_parser = fs::shared_dir, help_heading = CROSVM)]
     shared_dir: Vec<FsSpec>,
 

@@ -1,7 +1,6 @@
 //! Owns the tests of whole command lines, in both spellings and mixed. Never starts a guest.
 
 use std::path::Path;
-use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use vm_remap::BackendKind;
@@ -55,8 +54,6 @@ fn share(source: &str, tag: &str, dax: bool) -> FsSpec {
         server: FsServer::Daemon(FsShare {
             source: source.into(),
             cache: FsCache::Auto,
-            writeback: false,
-            timeout: Duration::from_secs(5),
         }),
         dax,
         queues: 1,

@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use vm_remap::DescriptorPolicy;
 use vm_remap::spec::WindowSpec;
 
 use super::mmio::{self, Interrupt, MmioTransport};
+use super::own_daemon::OwnDaemon;
 use super::vhost_user::{DeviceType, Queues, SharedMemory, VhostUserDevice, VhostUserOptions};
 use crate::run::Machine;
 use crate::run::launch::{self, FsServer, FsSpec, Launch, Shmem, VhostUserSpec};
@@ -48,13 +49,15 @@ fn any(spec: &VhostUserSpec, window: &WindowSpec) -> Result<VhostUserOptions> {
 }
 
 fn file_system(spec: &FsSpec, window: &WindowSpec) -> Result<VhostUserOptions> {
-    let FsServer::Socket(socket) = &spec.server else {
-        bail!(
-            "cannot start a daemon for the share {:?}: start one, and give its socket=FILE",
-            spec.tag
-        );
+    let kind = kind(VIRTIO_ID_FS)?;
+    let mut options = match &spec.server {
+        FsServer::Socket(socket) => VhostUserOptions::new(socket, kind),
+        FsServer::Daemon(share) => {
+            let mut options = VhostUserOptions::new(&share.source, kind);
+            options.starter = Some(Arc::new(OwnDaemon::new(spec, share, window)?));
+            options
+        }
     };
-    let mut options = VhostUserOptions::new(socket, kind(VIRTIO_ID_FS)?);
     // One more than those for requests.
     let queues = usize::from(spec.queues).saturating_add(1);
     options.queues = Queues::Sizes(vec![spec.queue_size; queues]);

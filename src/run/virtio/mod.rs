@@ -3,4 +3,5 @@
 
 pub(super) mod attach;
 pub mod mmio;
+mod own_daemon;
 pub mod vhost_user;

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::config_news::ConfigNews;
 use super::connection::{Connection, Terms};
 use super::device_type::DeviceType;
-use super::dial::dial;
+use super::dial::reach;
 use super::error::{OpenWindowError, VhostUserError};
 use super::keeper::Keeper;
 use super::options::VhostUserOptions;
@@ -53,7 +53,7 @@ impl VhostUserDevice {
     ) -> Result<Self, VhostUserError> {
         // What makes no sense is told before anybody is waited for.
         options.queues.sizes(1)?;
-        let stream = dial(&options.socket, options.wait)?;
+        let stream = reach(options.starter.as_deref(), &options.socket, options.wait)?;
         let (queues, shared_memory) = (options.queues.count(), options.shared_memory);
         let (connection, terms) =
             Connection::negotiate(stream, queues, shared_memory, options.patience)?;
@@ -227,6 +227,7 @@ fn shared(
         interrupt,
         handler: Arc::new(handler),
         link: Mutex::default(),
+        starter: options.starter.clone(),
     }
 }
 

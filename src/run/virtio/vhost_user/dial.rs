@@ -9,11 +9,31 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::error::VhostUserError;
+use super::options::StartDaemon;
 
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// A connection with the daemon: with the one that `starter` starts, else with whoever listens at
+/// `socket` within `wait`.
+pub(super) fn reach(
+    starter: Option<&dyn StartDaemon>,
+    socket: &Path,
+    wait: Duration,
+) -> Result<UnixStream, VhostUserError> {
+    let Some(starter) = starter else {
+        return dial(socket, wait);
+    };
+    starter.start().map_err(|source| {
+        let socket = socket.to_owned();
+        match source.kind() {
+            io::ErrorKind::WouldBlock => VhostUserError::Connect { socket, source },
+            _ => VhostUserError::Start { socket, source },
+        }
+    })
+}
+
 /// Connects to `socket`, and tries again for `wait` where nobody listens there yet.
-pub(super) fn dial(socket: &Path, wait: Duration) -> Result<UnixStream, VhostUserError> {
+fn dial(socket: &Path, wait: Duration) -> Result<UnixStream, VhostUserError> {
     let end = Instant::now().checked_add(wait);
     loop {
         let error = match try_once(socket) {

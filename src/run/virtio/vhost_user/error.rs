@@ -26,6 +26,14 @@ pub enum VhostUserError {
         /// What the last attempt failed at.
         source: io::Error,
     },
+    /// The VMM's own daemon did not start.
+    #[error("cannot start the daemon of {}", socket.display())]
+    Start {
+        /// What it serves.
+        socket: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
     /// The daemon refused something, or does not speak the protocol.
     #[error("cannot {step}")]
     Ask {

@@ -42,4 +42,4 @@ mod waiter;
 pub use device::VhostUserDevice;
 pub use device_type::{DeviceType, UnknownDeviceType};
 pub use error::{OpenWindowError, VhostUserError};
-pub use options::{Queues, SharedMemory, VhostUserOptions};
+pub use options::{Queues, SharedMemory, StartDaemon, VhostUserOptions};

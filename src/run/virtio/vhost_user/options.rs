@@ -1,6 +1,10 @@
 //! Owns what device is asked for, and of which daemon. Never connects to it.
 
+use std::fmt;
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vhost::vhost_user::message::VhostUserShMemConfig;
@@ -20,8 +24,10 @@ const MOST: u16 = 32768;
 /// What device to make, and of which daemon.
 #[derive(Clone, Debug)]
 pub struct VhostUserOptions {
-    /// Where the daemon listens.
+    /// Where the daemon listens; with `starter`, only what it is called.
     pub socket: PathBuf,
+    /// Who starts the daemon, where it is the VMM's own.
+    pub starter: Option<Arc<dyn StartDaemon>>,
     /// What the device is.
     pub device_type: DeviceType,
     /// Its queues.
@@ -37,6 +43,16 @@ pub struct VhostUserOptions {
     /// How long the daemon may take to answer what belongs together: to start the device or to stop
     /// it, or a single access to its configuration. A vCPU waits for that long.
     pub patience: Duration,
+}
+
+/// Starts a daemon that belongs to this process.
+pub trait StartDaemon: fmt::Debug + Send + Sync {
+    /// Starts it and gives the frontend's end of a connection with it. It is asked again each second
+    /// once the daemon is gone.
+    ///
+    /// # Errors
+    /// It cannot be started. Where the error is of the kind `WouldBlock`, it is only too early.
+    fn start(&self) -> io::Result<UnixStream>;
 }
 
 /// How many queues a device has, and of what size: powers of two up to 32768.
@@ -67,6 +83,7 @@ impl VhostUserOptions {
     pub fn new(socket: impl Into<PathBuf>, device_type: DeviceType) -> Self {
         Self {
             socket: socket.into(),
+            starter: None,
             device_type,
             queues: Queues::AtMost(USUAL_SIZE),
             shared_memory: SharedMemory::Announced(16 << 30),

@@ -13,10 +13,10 @@ use vm_remap::vhost_user::{BackendChannel, ShmemHandler};
 
 use super::config_news::ConfigNews;
 use super::connection::{Connection, Terms, clone};
-use super::dial::dial;
+use super::dial::reach;
 use super::error::VhostUserError;
 use super::keeper::Watched;
-use super::options::SharedMemory;
+use super::options::{SharedMemory, StartDaemon};
 use crate::run::virtio::mmio::Interrupt;
 
 /// What both threads of a device know.
@@ -29,6 +29,8 @@ pub(super) struct Shared {
     pub(super) interrupt: Arc<Interrupt>,
     pub(super) handler: Arc<ShmemHandler<ConfigNews>>,
     pub(super) link: Mutex<Link>,
+    /// Its daemon ends when the connection does, so it goes last.
+    pub(super) starter: Option<Arc<dyn StartDaemon>>,
 }
 
 /// The daemon there is, and what the guest has been told of it.
@@ -85,7 +87,7 @@ impl Shared {
 
     /// Looks for a daemon, once.
     pub(super) fn look(&self) -> Result<Watched, VhostUserError> {
-        let stream = dial(&self.socket, Duration::ZERO)?;
+        let stream = reach(self.starter.as_deref(), &self.socket, Duration::ZERO)?;
         let queues = Some(self.terms.queues);
         let (connection, terms) =
             Connection::negotiate(stream, queues, self.shared_memory, self.patience)?;
@@ -124,9 +126,14 @@ impl Shared {
         } else {
             ""
         };
+        let next = if self.starter.is_some() {
+            "It is started again."
+        } else {
+            "Start the daemon again: it is looked for every second."
+        };
         warn!(
             "{}: the daemon is gone: {why}. The guest runs on; what was in its windows is gone.\
-             {holes}{guest} Start the daemon again: it is looked for every second.",
+             {holes}{guest} {next}",
             self.name
         );
     }
