@@ -1,8 +1,10 @@
 //! Owns what the guest is told of its CPUs: KVM's list of what it supports, made true for each
-//! vCPU. Never adds a feature that KVM does not offer.
+//! vCPU. Never adds a feature that neither KVM nor this machine has.
 
 use anyhow::{Context as _, Result};
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+
+use super::machine_check;
 
 /// Leaf 1, ECX: the timer of the local APIC counts in TSC ticks. KVM has it with its own APIC.
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -10,6 +12,9 @@ const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: the count of logical CPUs is valid.
 const HTT: u32 = 1 << 28;
+/// AMD, leaf 0x80000007, EBX: machine checks that came too fast, and those of broken memory, can be
+/// gone on from (`machine_check`).
+const RECOVERY: u32 = 3;
 /// A level of leaf 0xb, as it stands in ECX.
 const THREADS: u32 = 1 << 8;
 const CORES: u32 = 2 << 8;
@@ -23,6 +28,7 @@ const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
 /// It would be longer than KVM takes.
 pub(super) fn for_vcpu(supported: &CpuId, id: u8, count: u8) -> Result<CpuId> {
     let mut leaves = Vec::new();
+    let is_amd = machine_check::is_understood(supported);
     for leaf in supported.as_slice() {
         let topology = TOPOLOGY.contains(&leaf.function);
         let levels = match (topology, leaf.index) {
@@ -33,7 +39,7 @@ pub(super) fn for_vcpu(supported: &CpuId, id: u8, count: u8) -> Result<CpuId> {
         };
         for index in levels {
             let mut leaf = kvm_cpuid_entry2 { index, ..*leaf };
-            tell(&mut leaf, id, count);
+            tell(&mut leaf, id, count, is_amd);
             leaves.push(leaf);
         }
     }
@@ -41,7 +47,7 @@ pub(super) fn for_vcpu(supported: &CpuId, id: u8, count: u8) -> Result<CpuId> {
         .with_context(|| format!("cannot tell vCPU {id} of {} features", leaves.len()))
 }
 
-fn tell(leaf: &mut kvm_cpuid_entry2, id: u8, count: u8) {
+fn tell(leaf: &mut kvm_cpuid_entry2, id: u8, count: u8, is_amd: bool) {
     let others = u32::from(count.saturating_sub(1));
     match leaf.function {
         1 => {
@@ -63,10 +69,23 @@ fn tell(leaf: &mut kvm_cpuid_entry2, id: u8, count: u8) {
                 other => (0, 0, other & 0xff),
             };
         }
+        // Reserved, and 0, on Intel's.
+        0x8000_0007 if is_amd => leaf.ebx |= RECOVERY,
         // AMD: the number of cores, and the width of a core's number.
         0x8000_0008 => leaf.ecx = (leaf.ecx & !0xf0ff) | others | id_bits(count) << 12,
         0x8000_001e => (leaf.eax, leaf.ebx, leaf.ecx) = (id.into(), id.into(), 0),
         _ => {}
+    }
+}
+
+/// Takes from the list what lets KVM wait for a page in the guest's stead (leaf 0x40000001, EAX:
+/// asynchronous page faults).
+pub(super) fn forget_async_faults(supported: &mut CpuId) {
+    const ASYNC_PF: u32 = 1 << 4 | 1 << 10 | 1 << 14;
+    for leaf in supported.as_mut_slice() {
+        if leaf.function == 0x4000_0001 {
+            leaf.eax &= !ASYNC_PF;
+        }
     }
 }
 
@@ -122,6 +141,20 @@ mod tests {
             );
             assert_eq!(leaf[4].ecx, 2 | 2 << 12);
         }
+    }
+
+    #[test]
+    fn kvm_is_kept_from_waiting_for_pages_and_from_nothing_else() {
+        let leaf = |function, eax| kvm_cpuid_entry2 {
+            function,
+            eax,
+            ..Default::default()
+        };
+        let leaves = [leaf(0x4000_0000, !0), leaf(0x4000_0001, !0)];
+        let mut list = CpuId::from_entries(&leaves).unwrap();
+        forget_async_faults(&mut list);
+        let found: Vec<u32> = list.as_slice().iter().map(|leaf| leaf.eax).collect();
+        assert_eq!(found, [!0, !0x4410]);
     }
 
     #[test]

@@ -4,7 +4,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{
+    CpuId, KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES, KVM_X86_DISABLE_EXITS_HLT,
+    kvm_enable_cap,
+};
 use kvm_ioctls::{Kvm, VmFd};
 use vm_allocator::{AddressAllocator, AllocPolicy};
 use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
@@ -26,7 +29,7 @@ use super::sink::Sink;
 use super::slots::{RAM_SLOTS, RegisteredRam, advise};
 use super::terminal::Raw;
 use super::vcpu::{Exits, Shared, Threads, Vcpu};
-use super::{cpuid, entry, host, kernel, memory};
+use super::{cpuid, entry, host, kernel, machine_check, memory};
 
 /// The first interrupt of a virtio device, and the last that the I/O APIC has.
 const VIRTIO_GSI: u32 = 5;
@@ -273,10 +276,34 @@ impl Machine {
             if id == 0 {
                 entry::enter(&fd, entry)?;
             }
-            let faults = self.resolver.vcpu();
+            let mut faults = self.resolver.vcpu();
+            if machine_check::is_understood(&self.supported) {
+                faults = faults.on_absent(|vcpu, _| machine_check::tell(vcpu));
+            }
             vcpus.push(Vcpu { id, fd, faults });
         }
         Ok(vcpus)
+    }
+
+    /// Has KVM report a page that a file has lost. Otherwise KVM waits for it in the background, finds
+    /// nothing, and has the guest touch it again, for ever. It does not where a halted vCPU stays in
+    /// the guest; so the price is that an idle vCPU looks busy to the host.
+    ///
+    /// Call it before the guest starts.
+    ///
+    /// # Errors
+    /// KVM has no such choice.
+    pub(super) fn report_lost_pages(&mut self) -> Result<()> {
+        let halts = kvm_enable_cap {
+            cap: KVM_CAP_X86_DISABLE_EXITS,
+            args: [KVM_X86_DISABLE_EXITS_HLT.into(), 0, 0, 0],
+            ..Default::default()
+        };
+        self.vm
+            .enable_cap(&halts)
+            .context("cannot keep halted vCPUs in the guest")?;
+        cpuid::forget_async_faults(&mut self.supported);
+        Ok(())
     }
 
     /// Tells what the run cost, to whoever asks for it (`RUST_LOG=info`).

@@ -56,6 +56,7 @@ mod kernel;
 pub mod launch;
 mod layout;
 mod machine;
+mod machine_check;
 mod memory;
 mod output;
 mod power;

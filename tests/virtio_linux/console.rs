@@ -89,6 +89,18 @@ impl Console {
         line.split_once('=').unwrap().1.to_owned()
     }
 
+    /// Types `line`, and waits for nothing.
+    pub(crate) fn line(&mut self, line: &str) {
+        self.input
+            .write_all(format!("{line}\n").as_bytes())
+            .unwrap();
+    }
+
+    /// The process of `vm-remap`.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until `vm-remap` has logged `text`.
     pub(crate) fn wait_for_log(&self, text: &str) {
         while !self.log.lock().unwrap().contains(text) {

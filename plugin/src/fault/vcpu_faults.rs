@@ -15,7 +15,7 @@ use super::tally::count;
 use super::vcpu::{FaultedVcpu, Registers, StepEnd};
 use super::{FaultResolver, Place};
 use crate::access::copy;
-use crate::range::PAGE_SIZE;
+use crate::range::{GuestAddress, PAGE_SIZE};
 use crate::window::Window;
 use crate::window::substitute::Ticket;
 use crate::window::touch::{Obstacle, Touch, Touched};
@@ -43,7 +43,24 @@ pub struct VcpuFaults<V: FaultedVcpu> {
     slowed_told: bool,
     fruitless: (Registers, u64, u32),
     pub(super) hunt: Hunt,
+    on_absent: Option<OnAbsent<V>>,
 }
+
+/// What has become of the touches of one instruction.
+#[derive(Default)]
+struct Dealt {
+    /// The newest state of a window in which nothing is in the way.
+    present: Option<u64>,
+    /// A page stands in.
+    stands: bool,
+    /// It, or another, does for a write.
+    written: bool,
+    /// The first address at which nothing is.
+    absent: Option<GuestAddress>,
+}
+
+/// Tells a guest of memory that is not there.
+type OnAbsent<V> = Box<dyn FnMut(&mut V, GuestAddress) -> bool + Send + Sync>;
 
 /// A step that has begun.
 struct Step<V: FaultedVcpu> {
@@ -75,7 +92,23 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
             slowed_told: false,
             fruitless: (Registers::default(), 0, 0),
             hunt: Hunt::default(),
+            on_absent: None,
         }
+    }
+
+    /// Has `tell` called where the vCPU touches a hole, or what a file that became shorter has left of
+    /// its mapping, and a page would stand in. It gets the vCPU and the guest address.
+    ///
+    /// It says whether it has told the guest, by a machine check for instance: then nothing stands in,
+    /// and the vCPU runs again. Otherwise the touch ends as without it. A touch that the hypervisor
+    /// reports as one of a device is not told.
+    #[must_use]
+    pub fn on_absent(
+        mut self,
+        tell: impl FnMut(&mut V, GuestAddress) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.on_absent = Some(Box::new(tell));
+        self
     }
 
     /// Deals with the end of a run. Call it once after each run of `vcpu`, before anything else is
@@ -155,26 +188,19 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
             // A write, for all that is known.
             found.push(Found { place, write: true });
         }
-        let mut present = None;
-        let (mut stands, mut written) = (false, false);
-        for found in &found {
-            match self.touch(found) {
-                Touched::Present(changes) => present = Some(present.unwrap_or(0).max(changes)),
-                Touched::Substituted(ticket, changes) => {
-                    present = Some(present.unwrap_or(0).max(changes));
-                    self.held
-                        .push((Arc::downgrade(&found.place.window), ticket));
-                    stands = true;
-                    written |= found.write;
-                }
-                Touched::Standing => {
-                    stands = true;
-                    written |= found.write;
-                }
-                Touched::Refused(obstacle) => {
-                    return self.stop(vcpu, Some(&registers), Some(found), obstacle);
-                }
+        let Dealt {
+            present,
+            stands,
+            written,
+            absent,
+        } = match self.touch_all(&found) {
+            Ok(dealt) => dealt,
+            Err((found, obstacle)) => {
+                return self.stop(vcpu, Some(&registers), Some(found), obstacle);
             }
+        };
+        if absent.is_some_and(|address| self.is_told(vcpu, address)) {
+            return After::RunAgain;
         }
         // A page that is only read can stay until the next exit. So must all, where the guest will
         // take a page fault of its own first: that does not go with a step.
@@ -195,6 +221,48 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
             count(&self.resolver.tally.present);
         }
         After::RunAgain
+    }
+
+    /// Deals with everything that an instruction touches, until something cannot be.
+    fn touch_all<'a>(&mut self, all: &'a [Found]) -> Result<Dealt, (&'a Found, Obstacle)> {
+        let mut dealt = Dealt::default();
+        for found in all {
+            match self.touch(found) {
+                Touched::Present(changes) => dealt.present = dealt.present.max(Some(changes)),
+                Touched::Substituted(ticket, changes) => {
+                    dealt.present = dealt.present.max(Some(changes));
+                    self.held
+                        .push((Arc::downgrade(&found.place.window), ticket));
+                    dealt.stands = true;
+                    dealt.written |= found.write;
+                    let address = found.place.address();
+                    let hole = found.place.window.lookup(address).is_none();
+                    dealt.absent = dealt.absent.or(hole.then_some(address));
+                }
+                Touched::Standing => {
+                    dealt.stands = true;
+                    dealt.written |= found.write;
+                }
+                Touched::Refused(obstacle) => return Err((found, obstacle)),
+            }
+        }
+        Ok(dealt)
+    }
+
+    /// Whether the guest has been told that nothing is at `address`, instead of a page that stands in.
+    fn is_told(&mut self, vcpu: &mut V, address: GuestAddress) -> bool {
+        // What has begun is brought to its end.
+        if self.step.is_some() {
+            return false;
+        }
+        let told = self
+            .on_absent
+            .as_mut()
+            .is_some_and(|tell| tell(vcpu, address));
+        if told {
+            self.give_up_pages();
+        }
+        told
     }
 
     /// Before a fault is dealt with: gives up the pages that no step needs, and a step whose

@@ -26,6 +26,10 @@ pub(in crate::run) fn devices(machine: &mut Machine, launch: &Launch) -> Result<
         add(machine, &any(spec, window)?, window)?;
     }
     for spec in &launch.fs {
+        if spec.dax {
+            // Whoever may write to the share can cut a file that the guest has mapped.
+            machine.report_lost_pages()?;
+        }
         add(machine, &file_system(spec, window)?, window)?;
     }
     Ok(())
