@@ -17,10 +17,10 @@ use vmm_sys_util::ioctl_iow_nr;
 
 ioctl_iow_nr!(KVM_X86_SET_MCE, KVMIO, 0x9e, kvm_x86_mce);
 
-/// "AuthenticAMD", as EBX, EDX and ECX of leaf 0 have it.
+/// `AuthenticAMD`, as EBX, EDX and ECX of leaf 0 have it.
 const AMD: [u32; 3] = [0x6874_7541, 0x6974_6e65, 0x444d_4163];
 
-/// IA32_MCG_STATUS.
+/// `IA32_MCG_STATUS`.
 const MCG_STATUS: u32 = 0x17a;
 /// The instruction can be gone on from, is the one to blame, and a machine check is being dealt with.
 const RIPV: u64 = 1 << 0;
