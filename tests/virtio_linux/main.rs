@@ -116,10 +116,17 @@ impl Stage {
         file.read_exact_at(&mut byte, 6000).unwrap();
         assert_eq!(byte, *b"c");
         file.set_len(0).unwrap();
-        // The process ends, and nothing else does.
+        // The process ends, and nothing else does; but for a kernel that was built without machine
+        // checks (Debian's 6.1 for clouds): there it finds what an open bus has.
+        let can_be_told = guest.ask("test -d /sys/devices/system/machinecheck; echo $?") == "0";
+        let expected = if can_be_told { SIGBUS } else { "255" };
         let found = mapper.ask(guest, 5000, None);
         let output = guest.ask("cat /tmp/mapped | tr '\\n' ' '");
-        assert_eq!(found, SIGBUS, "{output}");
+        assert_eq!(found, expected, "{output}");
+        mapper.end(guest);
+        // What an inode keeps of a mapping would outlive the device that is unbound later on, and
+        // Linux takes no care of that (fs/dax.c `dax_disassociate_entry`, 6.12: a page fault).
+        self.does("rm /mnt/mapped");
     }
 }
 

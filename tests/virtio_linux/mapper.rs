@@ -72,4 +72,10 @@ impl Mapper {
         ));
         said.trim_start_matches(&format!("{mark}: ")).to_owned()
     }
+
+    /// Waits until the process is no more; it ends with its input.
+    pub(crate) fn end(self, guest: &mut Console) {
+        guest.line("exec 3>&-");
+        guest.ask("until grep -q ended /tmp/said; do sleep 0.1; done");
+    }
 }
