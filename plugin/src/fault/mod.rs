@@ -58,6 +58,7 @@
 //! With another hypervisor's crate, implement [`FaultedVcpu`] and call [`VcpuFaults::after_run`]
 //! once after *every* run of the vCPU, whatever ended it.
 
+mod absent;
 mod decode;
 mod exit;
 mod find;

@@ -121,6 +121,9 @@ pub struct FaultCounters {
     pub present: u64,
     /// Touches of holes that were answered.
     pub holes: u64,
+    /// Touches of holes that the guest was told of, or that were mapped meanwhile, and so were not
+    /// answered: see [`VcpuFaults::on_absent`](super::VcpuFaults::on_absent).
+    pub told: u64,
     /// Writes to read-only mappings that were dropped.
     pub dropped_writes: u64,
     /// Mappings that had lost pages.
