@@ -16,8 +16,8 @@ pub(super) fn report(vm: &VmFd, supported: &mut CpuId) {
     report_if(vm, supported, offered);
 }
 
-/// The same, where KVM offers to switch these exits off. It takes more than it offers: on a processor
-/// whose threads leak into each other it warns its log, and does it.
+/// The same, where KVM offers to switch these exits off. Some say yes to what they do not offer, and
+/// do nothing (with `mitigate_smt_rsb`; Linux: `arch/x86/kvm/x86.c` `kvm_vm_ioctl_enable_cap`).
 fn report_if(vm: &VmFd, supported: &mut CpuId, offered: i32) {
     let offered = u32::try_from(offered).unwrap_or(0);
     let why = if offered & KVM_X86_DISABLE_EXITS_HLT == 0 {
@@ -66,8 +66,8 @@ mod tests {
         .ok()
     }
 
-    /// KVM of a processor whose threads leak offers pauses alone: a share was refused there, or left
-    /// the host open.
+    /// KVM that mitigates what threads leak offers pauses alone, and says yes all the same, or refuses:
+    /// a process hung without a word, or nothing could be shared.
     #[test]
     fn host_that_offers_no_halts_in_the_guest_shares_without() {
         let test = "host_that_offers_no_halts_in_the_guest_shares_without";

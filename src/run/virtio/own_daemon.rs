@@ -194,7 +194,7 @@ mod tests {
     fn child(daemon: &OwnDaemon) -> Option<Pid> {
         let last = daemon.last.lock().unwrap();
         let child = last.as_ref().unwrap().child.as_ref();
-        child.map(|child| Pid::from_child(child))
+        child.map(Pid::from_child)
     }
 
     #[test]
