@@ -4,7 +4,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -150,22 +150,30 @@ fn next_pause(pause: Duration, lived: Duration) -> Duration {
 /// Waits for a daemon whose connection has ended, and says how it ended where that is worth it.
 fn end(mut child: Child, options: &Options) {
     let source = options.source.display();
-    let started = Instant::now();
-    let ended = loop {
-        match child.try_wait() {
-            Ok(None) if started.elapsed() < PATIENCE => sleep(PAUSE),
-            Ok(None) => {
-                warn!("the daemon of {source} does not end by itself: it is killed");
-                break child.kill().and_then(|()| child.wait());
-            }
-            Ok(Some(status)) => break Ok(status),
-            Err(error) => break Err(error),
+    let ended = match wait(&mut child, PATIENCE) {
+        Ok(None) => {
+            warn!("the daemon of {source} does not end by itself: it is killed");
+            child.kill().and_then(|()| wait(&mut child, PATIENCE))
         }
+        ended => ended,
     };
     match ended {
-        Ok(status) if status.success() => {}
-        Ok(status) => warn!("the daemon of {source} has ended with {status}"),
+        Ok(Some(status)) if status.success() => {}
+        Ok(Some(status)) => warn!("the daemon of {source} has ended with {status}"),
+        // The guest's end is not to wait for a file server of the host's.
+        Ok(None) => warn!("the daemon of {source} is left behind: a file of it keeps it waiting"),
         Err(error) => warn!("cannot wait for the daemon of {source}: {error}"),
+    }
+}
+
+/// How `child` has ended, if it has within `patience`.
+fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
+    let started = Instant::now();
+    loop {
+        match child.try_wait()? {
+            None if started.elapsed() < patience => sleep(PAUSE),
+            ended => return Ok(ended),
+        }
     }
 }
 
@@ -195,6 +203,16 @@ mod tests {
         let last = daemon.last.lock().unwrap();
         let child = last.as_ref().unwrap().child.as_ref();
         child.map(Pid::from_child)
+    }
+
+    #[test]
+    fn daemon_that_does_not_end_is_killed_and_its_end_is_bounded() {
+        let mut sleeper = Command::new("sleep").arg("1000").spawn().unwrap();
+        let nothing = wait(&mut sleeper, Duration::ZERO).unwrap();
+        assert_eq!(nothing, None);
+        let pid = Pid::from_child(&sleeper);
+        end(sleeper, &daemon().options);
+        assert_eq!(test_kill_process(pid), Err(rustix::io::Errno::SRCH));
     }
 
     #[test]
