@@ -141,6 +141,19 @@ fn daemon(guest: &Console) -> rustix::process::Pid {
     rustix::process::Pid::from_raw(child.parse().unwrap()).unwrap()
 }
 
+/// The daemon has no way to the VM, and what is typed at the VMM's terminal is not for it.
+fn is_apart(guest: &Console) {
+    let child = daemon(guest);
+    assert_eq!(rustix::process::getpgid(Some(child)).unwrap(), child);
+    let open = fs::read_dir(format!("/proc/{}/fd", child.as_raw_nonzero())).unwrap();
+    let open: Vec<_> = open
+        .map(|entry| fs::read_link(entry.unwrap().path()).unwrap_or_default())
+        .collect();
+    assert!(!open.is_empty());
+    let text = format!("{open:?}");
+    assert!(!text.contains("kvm"), "{text}");
+}
+
 fn kill_daemon(guest: &Console) {
     let child = daemon(guest);
     rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
@@ -168,6 +181,7 @@ fn linux_maps_files_of_a_share_and_outlives_its_daemon() {
     assert_eq!(fs::read_to_string(there).unwrap(), "written\n");
     // Nobody in the guest waits for the daemon when it goes.
     let guest = &mut stage.guest;
+    is_apart(guest);
     kill_daemon(guest);
     guest.wait_for_log("the daemon is gone");
     assert_eq!(guest.ask("echo $((6 * 7))"), "42");
