@@ -84,8 +84,8 @@ fn restrict(directory: &Path, readonly: bool) -> Result<(), ServeError> {
     own.map_err(refused)?;
     for (place, has) in mounts.iter().filter(|(place, _)| *place != directory) {
         match rustix::mount::mount_remount(place, *has | more, c"") {
-            // Something else is mounted over it, so nobody gets there.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::INVAL) => {}
+            // Something else is mounted over it, or it lies in a user's own: root does not get there.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::INVAL | Errno::ACCESS) => {}
             done => done.map_err(step("take devices from what is mounted in the directory"))?,
         }
     }
