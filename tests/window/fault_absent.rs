@@ -8,8 +8,8 @@ use iced_x86::code_asm::*;
 use vm_remap::BackendKind::{Fixed, Memslot};
 use vm_remap::Protection::{ReadOnly, ReadWrite};
 use vm_remap::fault::{Event, SigbusHook};
-use vm_remap::{HolePolicy, Window, WindowOptions};
-use vm_remap_cli::guest::{Access, GpaRange, PAGE, Touch};
+use vm_remap::{HolePolicy, Source, Window, WindowOptions};
+use vm_remap_cli::guest::{Access, GpaRange, PAGE, Program, Touch};
 
 use crate::fault::{Resolved, open_resolved};
 use crate::fault_holes::areas_of;
@@ -191,6 +191,26 @@ fn yes_that_changes_nothing_has_the_vcpu_ask_again() {
     let touched = |event: &Event| matches!(event, Event::HoleTouched { .. });
     let events = on.resolver().events();
     assert_eq!(events.iter().filter(|event| touched(event)).count(), 1);
+}
+
+#[test]
+fn vcpu_that_asks_without_end_can_be_stopped() {
+    let test = "vcpu_that_asks_without_end_can_be_stopped";
+    let Some((on, asked)) = open_asked(test, 1, options(Fixed), |_, _| true) else {
+        return;
+    };
+    let (base, len) = (at(8), 4 * PAGE);
+    on.guest.start(0, Program::Walk { base, len }).unwrap();
+    // More than a second's free ones, where the host is fast enough.
+    wait_for("questions", || asked.lock().unwrap().len() > 2100);
+    let ran = on.guest.stop(0).unwrap();
+    assert_eq!(ran.accesses, 0, "{ran:?}");
+    assert!(take(&asked).into_iter().all(|address| address == at(8)));
+    // It goes on where it stood.
+    on.window
+        .map(pages(8, 4), &Source::anonymous(), ReadWrite)
+        .unwrap();
+    assert_eq!(on.guest.read_u64(0, at(8)).unwrap(), Access::Done(0));
 }
 
 #[test]
