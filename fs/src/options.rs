@@ -67,7 +67,13 @@ impl Options {
     #[must_use]
     pub fn to_arguments(&self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
-        let mut say = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+        // One word each: a value may begin as a flag does.
+        let mut say = |name: &str, value: OsString| {
+            let mut word = OsString::from(name);
+            word.push("=");
+            word.push(value);
+            arguments.push(word);
+        };
         if let Some(path) = &self.socket {
             say("--socket", path.into());
         }
@@ -119,6 +125,8 @@ fn window(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
     use super::*;
     use clap::Parser;
 
@@ -180,10 +188,21 @@ mod tests {
     }
 
     #[test]
+    fn a_child_shares_a_directory_whose_name_is_no_text() {
+        let mut options = parse("--fd 0 --source /srv").unwrap();
+        options.source = PathBuf::from(OsString::from_vec(b"/srv/\xff -x".to_vec()));
+        let words = options.to_arguments().into_iter();
+        let child = Command::try_parse_from(std::iter::once("fs".into()).chain(words));
+        assert_eq!(child.unwrap().options.source, options.source);
+    }
+
+    #[test]
     fn a_child_is_told_the_same() {
         for arguments in [
             "--fd 7 --source /srv --tag home --window 4M --readonly --cache never --threads 2",
             "--socket /run/a --source /srv --sandbox landlock",
+            "--fd 0 --source=-srv --tag=--window",
+            "--fd 0 --source==srv, --tag=a=b,\"c\"",
         ] {
             let options = parse(arguments).unwrap();
             let words = options.to_arguments().into_iter();

@@ -17,6 +17,7 @@
 //! ```
 
 mod error;
+mod faults;
 mod longmode;
 mod memory;
 mod program;
@@ -26,7 +27,7 @@ mod stats_fd;
 mod thread;
 mod vcpu;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
@@ -35,6 +36,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_remap::fault::FaultResolver;
 
 pub use self::error::GuestError;
+use self::faults::Faults;
 pub use self::memory::{BLOCK, GpaRange, Layout, MAX_VCPUS, PAGE, TOP};
 use self::memory::{CODE, EXPECTED, OWN_CODE, OWN_CODE_END, PASSES, STALE};
 use self::program::Routine;
@@ -78,7 +80,7 @@ pub struct Guest {
     // Dropped in this order: threads, then what they use.
     vcpus: Vec<Vcpu>,
     vm_stats: Option<Stats>,
-    resolver: Arc<OnceLock<Arc<FaultResolver>>>,
+    faults: Arc<Faults>,
     ram: Arc<Ram>,
     layout: Layout,
     vm: Arc<VmFd>,
@@ -118,14 +120,14 @@ impl Guest {
         }
         ram.write(CODE, &program::code_page()?)?;
         let cpuid = supported_cpuid(&kvm)?;
-        let resolver = Arc::new(OnceLock::new());
+        let faults = Arc::<Faults>::default();
         let vcpus = (0..config.vcpus)
-            .map(|index| Vcpu::new(index, &vm, &cpuid, &ram, layout.doorbell(), &resolver))
+            .map(|index| Vcpu::new(index, &vm, &cpuid, &ram, layout.doorbell(), &faults))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             vcpus,
             vm_stats: open_stats(&*vm),
-            resolver,
+            faults,
             ram,
             layout,
             vm,
@@ -149,12 +151,22 @@ impl Guest {
     /// windows ends a program any more. Windows are the caller's to add.
     #[must_use]
     pub fn resolver(&self) -> &Arc<FaultResolver> {
-        self.resolver.get_or_init(|| {
+        self.faults.resolver.get_or_init(|| {
             let ram = Arc::clone(&self.ram);
             FaultResolver::new(Arc::new(
                 move |at: vm_remap::GuestAddress, into: &mut [u8]| ram.read(at.0, into).is_ok(),
             ))
         })
+    }
+
+    /// Has `tell` called where a vCPU touches what is not there
+    /// ([`VcpuFaults::on_absent`](vm_remap::fault::VcpuFaults::on_absent)). It counts from the first
+    /// run of a vCPU on that has a resolver, and the first such call is the one that counts.
+    pub fn on_absent(
+        &self,
+        tell: impl Fn(&mut VcpuFd, vm_remap::GuestAddress) -> bool + Send + Sync + 'static,
+    ) {
+        self.faults.tell.get_or_init(|| Box::new(tell));
     }
 
     /// A vCPU that no thread runs, with the CPUID of the others, to fill their translations with.
@@ -353,14 +365,14 @@ impl Vcpu {
         cpuid: &CpuId,
         ram: &Arc<Ram>,
         doorbell: u64,
-        resolver: &Arc<OnceLock<Arc<FaultResolver>>>,
+        faults: &Arc<Faults>,
     ) -> Result<Self, GuestError> {
         let fd = vm
             .create_vcpu(index as u64)
             .map_err(GuestError::kvm("create a vCPU"))?;
         enter(&fd, cpuid)?;
         let stats = open_stats(&fd);
-        let thread = VcpuThread::spawn(index, fd, Arc::clone(ram), doorbell, resolver)?;
+        let thread = VcpuThread::spawn(index, fd, Arc::clone(ram), doorbell, faults)?;
         Ok(Self { thread, stats })
     }
 }

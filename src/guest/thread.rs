@@ -5,16 +5,16 @@ use std::io;
 use std::os::raw::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::VcpuFd;
-use vm_remap::fault::FaultResolver;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
 
 use super::error::GuestError;
+use super::faults::Faults;
 use super::ram::Ram;
 use super::vcpu::{Access, Command, Ran, Reply, Runner};
 
@@ -55,7 +55,7 @@ impl VcpuThread {
         fd: VcpuFd,
         ram: Arc<Ram>,
         doorbell: u64,
-        resolver: &Arc<OnceLock<Arc<FaultResolver>>>,
+        faults: &Arc<Faults>,
     ) -> Result<Self, GuestError> {
         let failed = |what| move |source| thread_error(index, what, source);
         register_signal_handler(SIGRTMIN(), kicked)
@@ -69,7 +69,7 @@ impl VcpuThread {
             fd,
             ram,
             doorbell,
-            resolver: Arc::clone(resolver),
+            all_faults: Arc::clone(faults),
             faults: None,
             stop: Arc::clone(&stop),
             commands: their_commands,

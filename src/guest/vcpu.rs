@@ -3,17 +3,18 @@
 
 use std::fmt::Display;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use rustix::time::{ClockId, clock_gettime};
-use vm_remap::fault::{FaultResolver, Report, VcpuFaults};
+use vm_remap::fault::{Report, VcpuFaults};
 
 use super::error::GuestError;
+use super::faults::Faults;
 use super::memory::{Layout, PASSES};
 use super::ram::Ram;
 
@@ -95,7 +96,7 @@ pub(super) struct Runner {
     pub(super) ram: Arc<Ram>,
     pub(super) doorbell: u64,
     /// Filled in once somebody wants faults to be resolved.
-    pub(super) resolver: Arc<OnceLock<Arc<FaultResolver>>>,
+    pub(super) all_faults: Arc<Faults>,
     pub(super) faults: Option<VcpuFaults<VcpuFd>>,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) commands: Receiver<Command>,
@@ -176,7 +177,7 @@ impl Runner {
     /// Runs the guest up to its next exit; MMIO reads get all ones.
     fn step(&mut self) -> Result<Step, GuestError> {
         if self.faults.is_none() {
-            self.faults = self.resolver.get().map(FaultResolver::vcpu);
+            self.faults = self.all_faults.vcpu();
         }
         let step = match &mut self.faults {
             None => classify(self.fd.run().map_err(Into::into)),

@@ -4,10 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
-use kvm_bindings::{
-    CpuId, KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES, KVM_X86_DISABLE_EXITS_HLT,
-    kvm_enable_cap,
-};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Kvm, VmFd};
 use vm_allocator::{AddressAllocator, AllocPolicy};
 use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
@@ -29,7 +26,7 @@ use super::sink::Sink;
 use super::slots::{RAM_SLOTS, RegisteredRam, advise};
 use super::terminal::Raw;
 use super::vcpu::{Exits, Shared, Threads, Vcpu};
-use super::{cpuid, entry, host, kernel, machine_check, memory};
+use super::{cpuid, entry, host, kernel, lost_pages, machine_check, memory};
 
 /// The first interrupt of a virtio device, and the last that the I/O APIC has.
 const VIRTIO_GSI: u32 = 5;
@@ -249,9 +246,8 @@ impl Machine {
         let pause = if self.windows.is_empty() { -1 } else { LOOK };
         let resolver = Arc::clone(&self.resolver);
         let ended = self.events.run(pause, || {
-            for event in resolver.events() {
-                log::warn!("{event}");
-            }
+            // The resolver has logged them.
+            drop(resolver.events());
         });
         let exits = threads.stop();
         self.uart
@@ -285,25 +281,9 @@ impl Machine {
         Ok(vcpus)
     }
 
-    /// Has KVM report a page that a file has lost. Otherwise KVM waits for it in the background, finds
-    /// nothing, and has the guest touch it again, for ever. It does not where a halted vCPU stays in
-    /// the guest; so the price is that an idle vCPU looks busy to the host.
-    ///
-    /// Call it before the guest starts.
-    ///
-    /// # Errors
-    /// KVM has no such choice.
-    pub(super) fn report_lost_pages(&mut self) -> Result<()> {
-        let halts = kvm_enable_cap {
-            cap: KVM_CAP_X86_DISABLE_EXITS,
-            args: [KVM_X86_DISABLE_EXITS_HLT.into(), 0, 0, 0],
-            ..Default::default()
-        };
-        self.vm
-            .enable_cap(&halts)
-            .context("cannot keep halted vCPUs in the guest")?;
-        cpuid::forget_async_faults(&mut self.supported);
-        Ok(())
+    /// Has KVM report a page that a file has lost, where it can. Call it before the guest starts.
+    pub(super) fn report_lost_pages(&mut self) {
+        lost_pages::report(&self.vm, &mut self.supported);
     }
 
     /// Tells what the run cost, to whoever asks for it (`RUST_LOG=info`).

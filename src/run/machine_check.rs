@@ -47,7 +47,16 @@ pub(super) fn is_understood(supported: &CpuId) -> bool {
 
 /// Tells the process that `vcpu` runs, if it runs one and its kernel listens.
 pub(super) fn tell(vcpu: &VcpuFd) -> bool {
-    match listens(vcpu).and_then(|listens| if listens { raise(vcpu) } else { Ok(false) }) {
+    let told = || -> io::Result<bool> {
+        // A second one while the first is dealt with would end the guest.
+        if !runs_a_process(vcpu)? || is_dealing(vcpu)? {
+            return Ok(false);
+        }
+        raise(vcpu)?;
+        // KVM says yes as well where the guest has switched the bank off, and raises nothing.
+        is_dealing(vcpu)
+    };
+    match told() {
         Ok(told) => told,
         Err(error) => {
             log::debug!("cannot raise a machine check: {error}");
@@ -56,23 +65,26 @@ pub(super) fn tell(vcpu: &VcpuFd) -> bool {
     }
 }
 
-fn listens(vcpu: &VcpuFd) -> io::Result<bool> {
+/// Whether that is where `vcpu` stands, and machine checks can come there.
+fn runs_a_process(vcpu: &VcpuFd) -> io::Result<bool> {
     let registers = vcpu.get_sregs()?;
-    if registers.ss.dpl != 3 || registers.cr4 & CR4_MCE == 0 {
-        return Ok(false);
-    }
+    Ok(registers.ss.dpl == 3 && registers.cr4 & CR4_MCE != 0)
+}
+
+/// Whether a machine check is being dealt with.
+fn is_dealing(vcpu: &VcpuFd) -> io::Result<bool> {
     let status = kvm_msr_entry {
         index: MCG_STATUS,
         ..Default::default()
     };
     let mut status = Msrs::from_entries(&[status]).map_err(io::Error::other)?;
-    vcpu.get_msrs(&mut status)?;
-    // A second one while the first is dealt with would end the guest.
-    let free = |entry: &kvm_msr_entry| entry.data & MCIP == 0;
-    Ok(status.as_slice().first().is_some_and(free))
+    let read = vcpu.get_msrs(&mut status)?;
+    let status = status.as_slice().first().filter(|_| read == 1);
+    let status = status.ok_or_else(|| io::Error::other("KVM does not tell MCG_STATUS"))?;
+    Ok(status.data & MCIP != 0)
 }
 
-fn raise(vcpu: &VcpuFd) -> io::Result<bool> {
+fn raise(vcpu: &VcpuFd) -> io::Result<()> {
     let event = kvm_x86_mce {
         status: STATUS | DATA_READ,
         mcg_status: RIPV | EIPV | MCIP,
@@ -83,16 +95,87 @@ fn raise(vcpu: &VcpuFd) -> io::Result<bool> {
     // nothing of this process.
     let done = unsafe { ioctl_with_ref(vcpu, KVM_X86_SET_MCE(), &event) };
     if done == 0 {
-        return Ok(true);
+        return Ok(());
     }
     Err(io::Error::last_os_error())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use kvm_bindings::kvm_cpuid_entry2;
+    use kvm_ioctls::{Kvm, VmFd};
 
     use super::*;
+
+    /// `IA32_MC1_CTL`.
+    const BANK_CONTROL: u32 = 0x404;
+
+    fn set(vcpu: &VcpuFd, index: u32, data: u64) {
+        let entry = kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        };
+        let entry = Msrs::from_entries(&[entry]).unwrap();
+        assert_eq!(vcpu.set_msrs(&entry).unwrap(), 1);
+    }
+
+    /// A vCPU that never runs, as its kernel has left it: in ring `ring`, with machine checks, and
+    /// with a bank 1 that reports what `control` says.
+    fn vcpu(test: &str, ring: u8, control: u64) -> Option<(VmFd, VcpuFd)> {
+        let vm = match Kvm::new().and_then(|kvm| kvm.create_vm()) {
+            Ok(vm) => vm,
+            Err(error) => {
+                writeln!(io::stderr(), "SKIP {test}: no KVM: {error}").unwrap();
+                return None;
+            }
+        };
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let mut registers = vcpu.get_sregs().unwrap();
+        registers.cr4 |= CR4_MCE;
+        registers.cr0 |= 1;
+        for segment in [&mut registers.ss, &mut registers.cs] {
+            segment.dpl = ring;
+            segment.selector = 8 | u16::from(ring);
+        }
+        vcpu.set_sregs(&registers).unwrap();
+        set(&vcpu, BANK_CONTROL, control);
+        Some((vm, vcpu))
+    }
+
+    #[test]
+    fn process_is_told_once_until_its_kernel_has_dealt_with_it() {
+        let test = "process_is_told_once_until_its_kernel_has_dealt_with_it";
+        let Some((_vm, vcpu)) = vcpu(test, 3, u64::MAX) else {
+            return;
+        };
+        assert!(tell(&vcpu));
+        assert_eq!(vcpu.get_vcpu_events().unwrap().exception.nr, 18);
+        assert!(!tell(&vcpu));
+        set(&vcpu, MCG_STATUS, 0);
+        assert!(tell(&vcpu));
+    }
+
+    /// The process would have touched the page for ever.
+    #[test]
+    fn bank_that_the_guest_has_switched_off_tells_nobody() {
+        let test = "bank_that_the_guest_has_switched_off_tells_nobody";
+        let Some((_vm, vcpu)) = vcpu(test, 3, 0) else {
+            return;
+        };
+        assert!(!tell(&vcpu));
+        assert_eq!(vcpu.get_vcpu_events().unwrap().exception.pending, 0);
+    }
+
+    #[test]
+    fn kernel_is_not_told() {
+        let Some((_vm, vcpu)) = vcpu("kernel_is_not_told", 0, u64::MAX) else {
+            return;
+        };
+        assert!(!tell(&vcpu));
+    }
 
     #[test]
     fn only_amd_is_told() {

@@ -55,6 +55,7 @@ mod host;
 mod kernel;
 pub mod launch;
 mod layout;
+mod lost_pages;
 mod machine;
 mod machine_check;
 mod memory;

@@ -2,9 +2,12 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) fn skip(test: &str, reason: &str) {
     let mut stderr = std::io::stderr();
@@ -16,8 +19,27 @@ pub(crate) struct Console {
     input: ChildStdin,
     output: BufReader<ChildStdout>,
     log: Arc<Mutex<String>>,
-    reader: JoinHandle<()>,
+    reader: Option<JoinHandle<()>>,
     asked: u32,
+    /// It ends the watch.
+    _watched: Sender<()>,
+}
+
+/// How long a guest may live: less than the lab gives a test, so that what it said is seen.
+const LIFE: Duration = Duration::from_secs(240);
+
+/// Ends a guest that hangs, so that whoever reads what it says comes to the end of that.
+fn watch(child: &Child) -> Sender<()> {
+    let (watched, ended) = channel();
+    let pid = Pid::from_child(child);
+    std::thread::spawn(move || {
+        if ended.recv_timeout(LIFE) == Err(RecvTimeoutError::Timeout) {
+            let mut stderr = std::io::stderr();
+            writeln!(stderr, "the guest has not ended for {LIFE:?}").unwrap();
+            kill_process(pid, Signal::KILL).unwrap();
+        }
+    });
+    watched
 }
 
 impl Console {
@@ -47,9 +69,10 @@ impl Console {
         Self {
             input: child.stdin.take().unwrap(),
             output: BufReader::new(child.stdout.take().unwrap()),
+            _watched: watch(&child),
             child,
             log,
-            reader,
+            reader: Some(reader),
             asked: 0,
         }
     }
@@ -103,7 +126,9 @@ impl Console {
 
     /// Waits until `vm-remap` has logged `text`.
     pub(crate) fn wait_for_log(&self, text: &str) {
+        let ended = || self.reader.as_ref().is_none_or(JoinHandle::is_finished);
         while !self.log.lock().unwrap().contains(text) {
+            assert!(!ended(), "it has ended, and never said {text:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -112,9 +137,19 @@ impl Console {
     pub(crate) fn power_off(mut self) -> String {
         self.input.write_all(b"poweroff -f\n").unwrap();
         let ended = self.child.wait().unwrap();
-        self.reader.join().unwrap();
+        self.reader.take().unwrap().join().unwrap();
         let log = self.log.lock().unwrap().clone();
         assert!(ended.success(), "{ended}: {log}");
         log
+    }
+}
+
+impl Drop for Console {
+    /// Where a test has failed, its guest is not to go on beside the next one.
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
     }
 }

@@ -35,7 +35,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn boot(test: &str, memory: &str) -> Option<Self> {
+    fn boot(test: &str, cpus: &str, memory: &str) -> Option<Self> {
         if !Path::new(KERNEL).exists() {
             console::skip(test, "there is no kernel for a guest: the lab has one");
             return None;
@@ -51,12 +51,16 @@ impl Stage {
             INITRAMFS,
             "--cmdline",
             "console=ttyS0 quiet",
+            "--cpus",
+            cpus,
             "--memory",
             memory,
             "--fs",
             &device,
         ]);
         guest.wait_for("ready");
+        // A machine check is for one CPU, whatever the others are at.
+        assert_eq!(guest.ask("grep -c ^processor /proc/cpuinfo"), cpus);
         assert_eq!(guest.ask(MOUNT), "0");
         Some(Self { source, guest })
     }
@@ -141,6 +145,19 @@ fn daemon(guest: &Console) -> rustix::process::Pid {
     rustix::process::Pid::from_raw(child.parse().unwrap()).unwrap()
 }
 
+/// The daemon has no way to the VM, and what is typed at the VMM's terminal is not for it.
+fn is_apart(guest: &Console) {
+    let child = daemon(guest);
+    assert_eq!(rustix::process::getpgid(Some(child)).unwrap(), child);
+    let open = fs::read_dir(format!("/proc/{}/fd", child.as_raw_nonzero())).unwrap();
+    let open: Vec<_> = open
+        .map(|entry| fs::read_link(entry.unwrap().path()).unwrap_or_default())
+        .collect();
+    assert!(!open.is_empty());
+    let text = format!("{open:?}");
+    assert!(!text.contains("kvm"), "{text}");
+}
+
 fn kill_daemon(guest: &Console) {
     let child = daemon(guest);
     rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
@@ -155,7 +172,7 @@ fn maps(log: &str) -> u32 {
 #[test]
 fn linux_maps_files_of_a_share_and_outlives_its_daemon() {
     let name = "linux_maps_files_of_a_share_and_outlives_its_daemon";
-    let Some(mut stage) = Stage::boot(name, "size=256M,window=8M,backend=fixed") else {
+    let Some(mut stage) = Stage::boot(name, "2", "size=256M,window=8M,backend=fixed") else {
         return;
     };
     let zaps = RootZaps::count_from_now();
@@ -168,6 +185,7 @@ fn linux_maps_files_of_a_share_and_outlives_its_daemon() {
     assert_eq!(fs::read_to_string(there).unwrap(), "written\n");
     // Nobody in the guest waits for the daemon when it goes.
     let guest = &mut stage.guest;
+    is_apart(guest);
     kill_daemon(guest);
     guest.wait_for_log("the daemon is gone");
     assert_eq!(guest.ask("echo $((6 * 7))"), "42");
@@ -190,7 +208,7 @@ fn linux_maps_files_of_a_share_and_outlives_its_daemon() {
 fn the_same_through_memslots_empties_the_guest_again_and_again() {
     let name = "the_same_through_memslots_empties_the_guest_again_and_again";
     let memory = "size=256M,window=8M,backend=memslot,zap=all";
-    let Some(mut stage) = Stage::boot(name, memory) else {
+    let Some(mut stage) = Stage::boot(name, "1", memory) else {
         return;
     };
     let zaps = RootZaps::count_from_now();

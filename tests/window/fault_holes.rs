@@ -4,9 +4,9 @@
 use std::fs;
 
 use vm_remap::BackendKind::Fixed;
-use vm_remap::HolePolicy;
 use vm_remap::Protection::{ReadOnly, ReadWrite};
 use vm_remap::fault::Event;
+use vm_remap::{HolePolicy, Window};
 use vm_remap_cli::guest::{Access, Touch};
 
 use crate::fault::{Resolved, open_resolved};
@@ -18,11 +18,13 @@ const HOLES: u64 = SEGMENT_PAGES - FIRST;
 
 /// Memory areas that lie in the window's arena.
 pub(crate) fn areas(on: &Resolved) -> usize {
-    let start = on
-        .window
-        .lookup(vm_remap::GuestAddress(BASE))
-        .unwrap()
-        .host_address;
+    areas_of(&on.window)
+}
+
+/// The same, for a window whose first page is mapped.
+pub(crate) fn areas_of(window: &Window) -> usize {
+    let first = window.lookup(vm_remap::GuestAddress(BASE)).unwrap();
+    let start = first.host_address;
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let inside = |line: &&str| {
         let (from, _) = line.split_once('-').unwrap();

@@ -32,6 +32,7 @@ mod collapse;
 mod dirty;
 mod failure;
 mod fault;
+mod fault_absent;
 mod fault_holes;
 mod fault_poison;
 mod fault_races;

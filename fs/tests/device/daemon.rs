@@ -50,6 +50,21 @@ impl Daemon {
         Self::start_by(home, command.args(arguments).uid(NOBODY).gid(NOBODY))
     }
 
+    /// The same, in a mount namespace in which a shell has done `script` before; the shared directory
+    /// is its `$0`.
+    pub(crate) fn start_after(script: &str, arguments: &[&str]) -> Result<Self, String> {
+        let home = tempfile::tempdir().unwrap();
+        let share = home.path().join("share");
+        fs::create_dir(&share).unwrap();
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-ec", &format!("{script}; exec \"$@\"")])
+            .arg(share)
+            .arg(env!("CARGO_BIN_EXE_vm-remap-fs"))
+            .args(arguments);
+        Self::start_by(home, &mut command)
+    }
+
     fn start_by(home: TempDir, command: &mut Command) -> Result<Self, String> {
         fs::create_dir_all(home.path().join("share")).unwrap();
         let socket = home.path().join("fs.sock");

@@ -168,6 +168,46 @@ fn namespace_holds_the_directory_and_nothing_else() {
     assert_eq!(mounts.lines().count(), 1, "{mounts}");
 }
 
+/// A directory that the host had made read-only was writable inside: the mounts began anew.
+#[test]
+fn namespace_gives_nothing_back_that_the_host_has_taken_from_a_mount() {
+    let test = "namespace_gives_nothing_back_that_the_host_has_taken_from_a_mount";
+    let script = "mount -t tmpfs below \"$0\"; mkdir \"$0/in it\"; \
+                  mount -t tmpfs within \"$0/in it\"; mount --bind \"$0\" \"$0\"; \
+                  mount -t tmpfs within \"$0/in it\"; \
+                  mount -o remount,bind,ro,noexec \"$0\"";
+    let daemon = match Daemon::start_after(script, &["--sandbox", "namespace"]) {
+        Ok(daemon) => daemon,
+        Err(reason) => return skip(test, &reason),
+    };
+    // The mount proves that the sandbox has been entered.
+    let mut guest = Guest::mount(&daemon);
+    let pid = daemon.pid().as_raw_nonzero();
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    let options = |place: &str| {
+        let mut lines = mounts.lines().map(|line| line.split(' '));
+        lines.find_map(|mut words| {
+            let found = words.nth(4) == Some(place);
+            found.then(|| words.next().unwrap().to_owned())
+        })
+    };
+    let own = options("/").unwrap();
+    for option in ["ro", "noexec", "nosuid", "nodev"] {
+        assert!(own.split(',').any(|has| has == option), "{option}: {own}");
+    }
+    let below = options("/in\\040it").unwrap();
+    for option in ["rw", "nosuid", "nodev"] {
+        assert!(
+            below.split(',').any(|has| has == option),
+            "{option}: {below}"
+        );
+    }
+    let mut mkdir = fuse::words(&[0o755, 0]);
+    mkdir.extend(fuse::name("new"));
+    let made = guest.ask(fuse::MKDIR, fuse::ROOT, &mkdir);
+    assert_eq!(made.error, libc::EROFS);
+}
+
 #[test]
 fn needless_capabilities_and_new_privileges_are_gone() {
     let daemon = Daemon::start(&[]);

@@ -107,6 +107,7 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         let touch = Touch {
             offset: place.offset,
             write: found.write,
+            stand_in: false,
             own: &[],
             copy: &|host, into| copy::read(host, into).map_err(Into::into),
         };
@@ -115,12 +116,9 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
 
     fn probe(&mut self, found: &Found, touch: Touch<'_>) -> Way {
         match self.touch_with(found, touch) {
-            Touched::Present(_) | Touched::Standing => Way::Memory,
+            Touched::Present(_) | Touched::Standing | Touched::Substituted(..) => Way::Memory,
             // The mapping has gone meanwhile, or has lost its pages.
-            Touched::Substituted(ticket, _) => {
-                found.place.window.end_substitutes(&[ticket]);
-                Way::Hole(found.place.window.hole_policy())
-            }
+            Touched::Absent => Way::Hole(found.place.window.hole_policy()),
             Touched::Refused(obstacle) => Way::Stop(obstacle),
         }
     }

@@ -58,6 +58,7 @@
 //! With another hypervisor's crate, implement [`FaultedVcpu`] and call [`VcpuFaults::after_run`]
 //! once after *every* run of the vCPU, whatever ended it.
 
+mod absent;
 mod decode;
 mod exit;
 mod find;
@@ -170,7 +171,7 @@ impl FaultResolver {
         VcpuFaults::new(Arc::clone(self))
     }
 
-    /// Takes what has happened since the last call. At most 1024 events wait; what comes after is
+    /// Takes what has happened since the last call; it has been logged already. At most 1024 events wait; what comes after is
     /// counted in [`FaultCounters::events_dropped`].
     pub fn events(&self) -> Vec<Event> {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
@@ -184,7 +185,8 @@ impl FaultResolver {
     }
 
     fn tell(&self, event: Event) {
-        log::warn!("{event}");
+        let losses = self.tally.lost.load(Ordering::Relaxed);
+        log::log!(event.level(losses), "{event}");
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         if events.len() < EVENTS {
             events.push_back(event);

@@ -85,6 +85,19 @@ pub enum Event {
     Slowed,
 }
 
+/// How many losses are warned of: a guest that may cut files can have any number.
+const LOUD_LOSSES: u64 = 32;
+
+impl Event {
+    /// How loudly it is logged, where mappings have lost pages `losses` times by now.
+    pub(super) fn level(&self, losses: u64) -> log::Level {
+        match self {
+            Self::Lost(_) if losses > LOUD_LOSSES => log::Level::Debug,
+            _ => log::Level::Warn,
+        }
+    }
+}
+
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -121,6 +134,9 @@ pub struct FaultCounters {
     pub present: u64,
     /// Touches of holes that were answered.
     pub holes: u64,
+    /// Touches of holes that the guest was told of, or that were mapped meanwhile, and so were not
+    /// answered: see [`VcpuFaults::on_absent`](super::VcpuFaults::on_absent).
+    pub told: u64,
     /// Writes to read-only mappings that were dropped.
     pub dropped_writes: u64,
     /// Mappings that had lost pages.
@@ -135,4 +151,26 @@ pub struct FaultCounters {
     pub slowed: u64,
     /// Events that nobody took in time.
     pub events_dropped: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::range::PageRange;
+
+    #[test]
+    fn guest_that_cuts_files_without_end_does_not_fill_the_log() {
+        let lost = Event::Lost(Lost {
+            window: GuestAddress(4 << 30),
+            range: PageRange::new(0, 4096).unwrap(),
+            label: 1,
+        });
+        assert_eq!(lost.level(32), log::Level::Warn);
+        assert_eq!(lost.level(33), log::Level::Debug);
+        assert_eq!(
+            Event::Slowed.level(33),
+            log::Level::Warn,
+            "once for each vCPU"
+        );
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Instant;
 
+use super::absent::OnAbsent;
 use super::exit::{After, Exit};
 use super::find::{Found, Search};
 use super::hunt::Hunt;
@@ -15,7 +16,7 @@ use super::tally::count;
 use super::vcpu::{FaultedVcpu, Registers, StepEnd};
 use super::{FaultResolver, Place};
 use crate::access::copy;
-use crate::range::{GuestAddress, PAGE_SIZE};
+use crate::range::PAGE_SIZE;
 use crate::window::Window;
 use crate::window::substitute::Ticket;
 use crate::window::touch::{Obstacle, Touch, Touched};
@@ -43,7 +44,7 @@ pub struct VcpuFaults<V: FaultedVcpu> {
     slowed_told: bool,
     fruitless: (Registers, u64, u32),
     pub(super) hunt: Hunt,
-    on_absent: Option<OnAbsent<V>>,
+    pub(super) on_absent: Option<OnAbsent<V>>,
 }
 
 /// What has become of the touches of one instruction.
@@ -55,12 +56,7 @@ struct Dealt {
     stands: bool,
     /// It, or another, does for a write.
     written: bool,
-    /// The first address at which nothing is.
-    absent: Option<GuestAddress>,
 }
-
-/// Tells a guest of memory that is not there.
-type OnAbsent<V> = Box<dyn FnMut(&mut V, GuestAddress) -> bool + Send + Sync>;
 
 /// A step that has begun.
 struct Step<V: FaultedVcpu> {
@@ -94,21 +90,6 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
             hunt: Hunt::default(),
             on_absent: None,
         }
-    }
-
-    /// Has `tell` called where the vCPU touches a hole, or what a file that became shorter has left of
-    /// its mapping, and a page would stand in. It gets the vCPU and the guest address.
-    ///
-    /// It says whether it has told the guest, by a machine check for instance: then nothing stands in,
-    /// and the vCPU runs again. Otherwise the touch ends as without it. A touch that the hypervisor
-    /// reports as one of a device is not told.
-    #[must_use]
-    pub fn on_absent(
-        mut self,
-        tell: impl FnMut(&mut V, GuestAddress) -> bool + Send + Sync + 'static,
-    ) -> Self {
-        self.on_absent = Some(Box::new(tell));
-        self
     }
 
     /// Deals with the end of a run. Call it once after each run of `vcpu`, before anything else is
@@ -188,20 +169,19 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
             // A write, for all that is known.
             found.push(Found { place, write: true });
         }
+        if self.is_told(vcpu, &found) {
+            return After::RunAgain;
+        }
         let Dealt {
             present,
             stands,
             written,
-            absent,
         } = match self.touch_all(&found) {
             Ok(dealt) => dealt,
             Err((found, obstacle)) => {
                 return self.stop(vcpu, Some(&registers), Some(found), obstacle);
             }
         };
-        if absent.is_some_and(|address| self.is_told(vcpu, address)) {
-            return After::RunAgain;
-        }
         // A page that is only read can stay until the next exit. So must all, where the guest will
         // take a page fault of its own first: that does not go with a step.
         let stays = self.step.is_none() && (guest_faults || !written);
@@ -235,34 +215,17 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
                         .push((Arc::downgrade(&found.place.window), ticket));
                     dealt.stands = true;
                     dealt.written |= found.write;
-                    let address = found.place.address();
-                    let hole = found.place.window.lookup(address).is_none();
-                    dealt.absent = dealt.absent.or(hole.then_some(address));
                 }
                 Touched::Standing => {
                     dealt.stands = true;
                     dealt.written |= found.write;
                 }
+                // A page may stand in, so it does.
+                Touched::Absent => {}
                 Touched::Refused(obstacle) => return Err((found, obstacle)),
             }
         }
         Ok(dealt)
-    }
-
-    /// Whether the guest has been told that nothing is at `address`, instead of a page that stands in.
-    fn is_told(&mut self, vcpu: &mut V, address: GuestAddress) -> bool {
-        // What has begun is brought to its end.
-        if self.step.is_some() {
-            return false;
-        }
-        let told = self
-            .on_absent
-            .as_mut()
-            .is_some_and(|tell| tell(vcpu, address));
-        if told {
-            self.give_up_pages();
-        }
-        told
     }
 
     /// Before a fault is dealt with: gives up the pages that no step needs, and a step whose
@@ -280,6 +243,11 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         Ok(())
     }
 
+    /// Whether a step has begun that has not ended.
+    pub(super) fn steps(&self) -> bool {
+        self.step.is_some()
+    }
+
     fn touch(&self, found: &Found) -> Touched {
         let place = &found.place;
         let own: Vec<Ticket> = self
@@ -291,6 +259,7 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         let touch = Touch {
             offset: place.offset,
             write: found.write,
+            stand_in: true,
             own: &own,
             copy: &|host, into| copy::read(host, into).map_err(Into::into),
         };

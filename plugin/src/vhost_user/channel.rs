@@ -42,6 +42,10 @@ use super::wire::{self, Incoming};
 /// leave a process behind that holds this channel. `BackendSubscriber` (feature `event-manager`)
 /// does all of that.
 ///
+/// Stop watching it before it is dropped: a thread keeps its socket open for as long as what the
+/// backend has sent takes to be closed, for ever if the backend likes, and a loop that still watches it
+/// is woken for its end again and again.
+///
 /// Dropping the channel changes nothing in the windows.
 #[derive(Debug)]
 pub struct BackendChannel<I> {

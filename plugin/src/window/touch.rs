@@ -75,6 +75,8 @@ pub(crate) enum Touched {
     Substituted(Ticket, u64),
     /// A substitute of the caller's is there.
     Standing,
+    /// Nothing is there, and nothing stands in, since nothing was to.
+    Absent,
     /// Nothing can be done, or policy says so.
     Refused(Obstacle),
 }
@@ -85,6 +87,8 @@ pub(crate) struct Touch<'a> {
     pub(crate) offset: u64,
     /// Whether it may be a write.
     pub(crate) write: bool,
+    /// Whether a page may stand in; otherwise it is only found out what is there.
+    pub(crate) stand_in: bool,
     /// Substitutes that its vCPU has already.
     pub(crate) own: &'a [Ticket],
     pub(crate) copy: Copier<'a>,
@@ -157,6 +161,7 @@ impl Window {
             HolePolicy::Zero if !touch.write => return Touched::Present(state.changes),
             // Without a memslot the hypervisor asks by an exit of its own.
             _ if !state.slots.covers(page) => return Touched::Present(state.changes),
+            _ if !touch.stand_in => return Touched::Absent,
             HolePolicy::Zero => Content::Zeroes,
             HolePolicy::Trap => Content::Ones,
         };
@@ -233,6 +238,9 @@ impl Window {
     /// A write to a read-only page that is there: it goes to a copy. The copy is made under the
     /// lock, so that nothing but the page's other users can change it before the step.
     fn drop_write(&self, mapping: &Mapping, changes: u64, touch: Touch<'_>) -> Touched {
+        if !touch.stand_in {
+            return Touched::Present(changes);
+        }
         let mut state = self.state();
         let unit = unit_at(mapping, touch.offset);
         let Some(unit) = unit.filter(|_| state.changes == changes && !state.poisoned) else {

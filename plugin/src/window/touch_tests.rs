@@ -29,6 +29,7 @@ fn write_to(page: u64) -> Touch<'static> {
     Touch {
         offset: page * PAGE_SIZE,
         write: true,
+        stand_in: true,
         own: &[],
         copy: &|_, _| Ok(()),
     }
@@ -75,4 +76,23 @@ fn a_stand_in_that_poisons_the_window_is_not_forgotten_over_one_that_stays() {
     assert_eq!(error.state_after(), StateAfter::Poisoned, "{error}");
     let error = map(&window, pages(8, 1)).unwrap_err();
     assert!(matches!(error, Error::Poisoned), "{error}");
+}
+
+#[test]
+fn a_touch_that_only_asks_has_nothing_stand_in() {
+    let window = open();
+    map(&window, pages(0, 1)).unwrap();
+    let source = Source::anonymous();
+    window
+        .map(pages(1, 1), &source, Protection::ReadOnly)
+        .unwrap();
+    for (page, absent) in [(0, false), (1, false), (4, true)] {
+        let asks = Touch {
+            stand_in: false,
+            ..write_to(page)
+        };
+        let touched = window.touch(asks, &mut None);
+        assert_eq!(touched == Touched::Absent, absent, "{page} {touched:?}");
+        assert_eq!(window.state().substitutes.ranges().count(), 0, "{page}");
+    }
 }

@@ -22,17 +22,23 @@ const MOST: u64 = 16 << 30;
 /// A daemon cannot be used, or the machine has no place for it; the text says whose, and what to do.
 pub(in crate::run) fn devices(machine: &mut Machine, launch: &Launch) -> Result<()> {
     let window = &launch.memory.window;
+    if maps_shared_files(launch) {
+        machine.report_lost_pages();
+    }
     for spec in &launch.vhost_user {
         add(machine, &any(spec, window)?, window)?;
     }
     for spec in &launch.fs {
-        if spec.dax {
-            // Whoever may write to the share can cut a file that the guest has mapped.
-            machine.report_lost_pages()?;
-        }
         add(machine, &file_system(spec, window)?, window)?;
     }
     Ok(())
+}
+
+/// Whether a guest can map files of a share: whoever may write there can cut them.
+fn maps_shared_files(launch: &Launch) -> bool {
+    let maps =
+        |spec: &VhostUserSpec| spec.device == VIRTIO_ID_FS && !matches!(spec.shmem, Shmem::Off);
+    launch.fs.iter().any(|spec| spec.dax) || launch.vhost_user.iter().any(maps)
 }
 
 fn any(spec: &VhostUserSpec, window: &WindowSpec) -> Result<VhostUserOptions> {
@@ -105,4 +111,49 @@ fn add(machine: &mut Machine, options: &VhostUserOptions, window: &WindowSpec) -
         .with_context(context)?;
     let transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
     mmio::connect(&transport, machine.vm(), place.base.into(), place.gsi).with_context(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::launch::{FsCache, FsShare, Queues};
+
+    /// Only `--fs` had pages of cut files reported, and a daemon of `--vhost-user` maps the same.
+    #[test]
+    fn files_are_mapped_by_every_kind_of_share_that_has_a_window() {
+        let share = |dax| FsSpec {
+            tag: "share".into(),
+            server: FsServer::Daemon(FsShare {
+                source: "/srv".into(),
+                cache: FsCache::Auto,
+            }),
+            dax,
+            queues: 1,
+            queue_size: 1024,
+        };
+        let device = |device, shmem| VhostUserSpec {
+            socket: "/run/socket".into(),
+            device,
+            queues: Queues::AtMost(256),
+            shmem,
+        };
+        let maps = |fs: &[FsSpec], vhost_user: &[VhostUserSpec]| {
+            maps_shared_files(&Launch {
+                kernel: "vmlinuz".into(),
+                initramfs: None,
+                cmdline: None,
+                cpus: 1,
+                memory: "size=512M".parse().unwrap(),
+                vhost_user: vhost_user.to_vec(),
+                fs: fs.to_vec(),
+            })
+        };
+        assert!(!maps(&[], &[]));
+        assert!(!maps(&[share(false)], &[device(VIRTIO_ID_FS, Shmem::Off)]));
+        assert!(maps(&[share(false), share(true)], &[]));
+        for shmem in [Shmem::Device, Shmem::Size(1 << 30)] {
+            assert!(maps(&[], &[device(VIRTIO_ID_FS, shmem)]), "{shmem:?}");
+            assert!(!maps(&[], &[device(16, shmem)]), "a GPU's are sealed");
+        }
+    }
 }

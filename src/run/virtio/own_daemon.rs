@@ -3,7 +3,8 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -25,8 +26,13 @@ const USUAL_WINDOW: u64 = 1 << 30;
 /// The daemon's windows are a multiple of this, in bytes.
 const GRANULE: u64 = 2 << 20;
 
-/// From one start to the next: one that cannot serve is not to keep the host busy.
+/// From one start to the next at the least, doubled for each that does not stay, up to the longest:
+/// one that cannot serve is to keep neither the host busy nor the log growing.
 const BETWEEN: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// One that has lived for so long has stayed.
+const STAYED: Duration = Duration::from_secs(60);
 
 /// How long a daemon whose connection has ended may take to end.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -44,8 +50,11 @@ pub(super) struct OwnDaemon {
 
 #[derive(Debug)]
 struct Started {
-    child: Child,
+    /// Until it has been waited for.
+    child: Option<Child>,
     at: Instant,
+    /// From then to the next start.
+    pause: Duration,
 }
 
 impl OwnDaemon {
@@ -93,50 +102,146 @@ impl OwnDaemon {
 impl StartDaemon for OwnDaemon {
     fn start(&self) -> io::Result<UnixStream> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(started) = &*last
-            && started.at.elapsed() < BETWEEN
-        {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        if let Some(started) = last.take() {
-            end(started.child, &self.options);
+        let mut pause = BETWEEN;
+        if let Some(started) = &mut *last {
+            // Whoever wants another one has ended the connection of this one.
+            if let Some(child) = started.child.take() {
+                started.pause = next_pause(started.pause, started.at.elapsed());
+                end(child, &self.options);
+            }
+            if started.at.elapsed() < started.pause {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            pause = started.pause;
         }
         let mut program = Command::new(PROGRAM);
-        program.arg("fs");
-        let (child, connection) = vm_remap_fs::start(program, self.options.clone())?;
+        // The guest's output is not the daemon's, and what is typed at a terminal is for the VMM:
+        // with Ctrl-C, the daemon would be gone before the guest.
+        program.arg("fs").stdout(Stdio::null()).process_group(0);
+        let started = vm_remap_fs::start(program, self.options.clone());
         let at = Instant::now();
-        *last = Some(Started { child, at });
-        Ok(connection)
+        let (child, connection) = started.map_or_else(
+            |error| (None, Err(error)),
+            |(child, connection)| (Some(child), Ok(connection)),
+        );
+        *last = Some(Started { child, at, pause });
+        connection
     }
 }
 
 impl Drop for OwnDaemon {
     fn drop(&mut self) {
         let last = self.last.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(started) = last.take() {
-            end(started.child, &self.options);
+        if let Some(child) = last.take().and_then(|started| started.child) {
+            end(child, &self.options);
         }
     }
+}
+
+/// From the start of a daemon that has `lived` so long to the start of the next one, where it was
+/// `pause` before.
+fn next_pause(pause: Duration, lived: Duration) -> Duration {
+    if lived >= STAYED {
+        return BETWEEN;
+    }
+    pause.saturating_mul(2).min(LONGEST)
 }
 
 /// Waits for a daemon whose connection has ended, and says how it ended where that is worth it.
 fn end(mut child: Child, options: &Options) {
     let source = options.source.display();
-    let started = Instant::now();
-    let ended = loop {
-        match child.try_wait() {
-            Ok(None) if started.elapsed() < PATIENCE => sleep(PAUSE),
-            Ok(None) => {
-                warn!("the daemon of {source} does not end by itself: it is killed");
-                break child.kill().and_then(|()| child.wait());
-            }
-            Ok(Some(status)) => break Ok(status),
-            Err(error) => break Err(error),
+    let ended = match wait(&mut child, PATIENCE) {
+        Ok(None) => {
+            warn!("the daemon of {source} does not end by itself: it is killed");
+            child.kill().and_then(|()| wait(&mut child, PATIENCE))
         }
+        ended => ended,
     };
     match ended {
-        Ok(status) if status.success() => {}
-        Ok(status) => warn!("the daemon of {source} has ended with {status}"),
+        Ok(Some(status)) if status.success() => {}
+        Ok(Some(status)) => warn!("the daemon of {source} has ended with {status}"),
+        // The guest's end is not to wait for a file server of the host's.
+        Ok(None) => warn!("the daemon of {source} is left behind: a file of it keeps it waiting"),
         Err(error) => warn!("cannot wait for the daemon of {source}: {error}"),
+    }
+}
+
+/// How `child` has ended, if it has within `patience`.
+fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
+    let started = Instant::now();
+    loop {
+        match child.try_wait()? {
+            None if started.elapsed() < patience => sleep(PAUSE),
+            ended => return Ok(ended),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{Pid, test_kill_process};
+
+    use super::*;
+    use crate::run::launch::FsServer;
+
+    fn daemon() -> OwnDaemon {
+        let share = FsShare {
+            source: std::env::temp_dir(),
+            cache: FsCache::Auto,
+        };
+        let spec = FsSpec {
+            tag: "share".into(),
+            server: FsServer::Daemon(share.clone()),
+            dax: false,
+            queues: 1,
+            queue_size: 1024,
+        };
+        OwnDaemon::new(&spec, &share, &WindowSpec::default()).unwrap()
+    }
+
+    fn child(daemon: &OwnDaemon) -> Option<Pid> {
+        let last = daemon.last.lock().unwrap();
+        let child = last.as_ref().unwrap().child.as_ref();
+        child.map(Pid::from_child)
+    }
+
+    #[test]
+    fn daemon_that_does_not_end_is_killed_and_its_end_is_bounded() {
+        let mut sleeper = Command::new("sleep").arg("1000").spawn().unwrap();
+        let nothing = wait(&mut sleeper, Duration::ZERO).unwrap();
+        assert_eq!(nothing, None);
+        let pid = Pid::from_child(&sleeper);
+        end(sleeper, &daemon().options);
+        assert_eq!(test_kill_process(pid), Err(rustix::io::Errno::SRCH));
+    }
+
+    #[test]
+    fn daemons_that_do_not_stay_come_ever_more_seldom() {
+        let mut pause = BETWEEN;
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            pause = next_pause(pause, Duration::from_secs(5));
+            pauses.push(pause.as_secs());
+        }
+        assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(next_pause(pause, STAYED), BETWEEN);
+    }
+
+    /// The program of a test is no daemon: it says so and ends at once, as one that cannot serve.
+    #[test]
+    fn daemon_that_ends_at_once_is_no_zombie_while_the_next_one_waits() {
+        let daemon = daemon();
+        drop(daemon.start().unwrap());
+        let first = child(&daemon).unwrap();
+        let group = rustix::process::getpgid(Some(first)).unwrap();
+        assert_eq!(group, first, "a terminal's signals are not for it");
+        let early = daemon.start().unwrap_err();
+        assert_eq!(early.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(child(&daemon), None);
+        assert_eq!(test_kill_process(first), Err(rustix::io::Errno::SRCH));
+        assert_eq!(
+            daemon.last.lock().unwrap().as_ref().unwrap().pause,
+            BETWEEN * 2
+        );
     }
 }
