@@ -177,6 +177,19 @@ impl Staged {
         })
     }
 
+    /// Cuts the first `len` bytes off, whole pages of the mapping; all of it, if it has no more.
+    #[cfg(feature = "fault")]
+    pub(crate) fn cut(&mut self, len: u64) -> Self {
+        let len = usize::try_from(len).unwrap_or(usize::MAX).min(self.len);
+        let first = Self {
+            address: self.address,
+            len,
+        };
+        self.address = self.address.saturating_add(len);
+        self.len = self.len.saturating_sub(len);
+        first
+    }
+
     /// Gives up the claim on the range, which the kernel has moved.
     pub(super) fn moved_away(&mut self) {
         self.len = 0;

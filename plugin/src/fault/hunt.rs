@@ -15,8 +15,7 @@ use crate::window::armed::Mark;
 
 /// How often holes are armed for one access. With 64 MiB each time, 4 GiB of holes.
 const ROUNDS: u32 = 64;
-/// How often all windows are gone through: another vCPU, or a change of the window, can have disarmed
-/// the very page.
+/// How often all windows are gone through: another vCPU can have disarmed the very page.
 const PASSES: u32 = 16;
 
 /// How far a vCPU's hunt has come.
@@ -31,6 +30,8 @@ pub(super) struct Hunt {
     next: (usize, u64),
     rounds: u32,
     passes: u32,
+    /// The resolver's number of changes when it went on.
+    changes: u64,
 }
 
 impl Hunt {
@@ -41,8 +42,17 @@ impl Hunt {
             armed: self.armed.take(),
             next: self.last,
             last: self.last,
+            changes: self.changes,
             ..Self::default()
         };
+    }
+
+    /// A change can have disarmed the very page, again and again: what was looked for before it does
+    /// not count.
+    fn mind_changes(&mut self, changes: u64) {
+        if std::mem::replace(&mut self.changes, changes) != changes {
+            self.restart();
+        }
     }
 
     /// Another instruction.
@@ -84,8 +94,10 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         if !self.hunt.listens || !sigbus::is_heard() {
             return false;
         }
+        let changes = self.resolver.changes();
         let windows = self.resolver.watched();
         let hunt = &mut self.hunt;
+        hunt.mind_changes(changes);
         while hunt.rounds < ROUNDS && hunt.passes < PASSES {
             let (at, from) = hunt.next;
             let Some((watched, window)) = windows.get(at) else {
@@ -105,7 +117,7 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
                     hunt.armed = Some((Arc::downgrade(window), mark));
                     return true;
                 }
-                // The window has changed: perhaps that was all.
+                // Others were faster: perhaps that was all.
                 Err(Errno::AGAIN) => {
                     hunt.rounds = hunt.rounds.saturating_add(1);
                     return true;
@@ -125,6 +137,13 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
 }
 
 impl FaultResolver {
+    /// A number that grows with every change of a window.
+    pub(super) fn changes(&self) -> u64 {
+        let windows = self.watched();
+        let changes = windows.iter().map(|(_, window)| window.changes());
+        changes.fold(0, u64::wrapping_add)
+    }
+
     fn watched(&self) -> Vec<(Arc<Watched>, Arc<Window>)> {
         let windows = self.windows.read();
         let windows = windows.unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -21,8 +21,8 @@ use crate::window::Window;
 use crate::window::substitute::Ticket;
 use crate::window::touch::{Obstacle, Touch, Touched};
 
-/// How often one instruction can fault anew before it is given up: it touches at most a few pages,
-/// and each fault deals with all that are known.
+/// How often one instruction can fault anew, while no window changes, before it is given up: it
+/// touches at most a few pages, and each fault deals with all that are known.
 const ROUNDS: u32 = 16;
 /// How often nothing can be in the way of the same instruction, with the same registers and
 /// unchanged windows, before it is given up.
@@ -67,6 +67,8 @@ struct Step<V: FaultedVcpu> {
     /// Whether a repeating instruction has done a piece since its last fault.
     moved_on: bool,
     rounds: u32,
+    /// The resolver's number of changes in the last round.
+    changes: u64,
 }
 
 impl<V: FaultedVcpu> fmt::Debug for VcpuFaults<V> {
@@ -294,7 +296,12 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
 
     /// Makes the next run a single step.
     fn step(&mut self, vcpu: &mut V, from: Registers, repeats: bool) -> After {
+        let changes = self.resolver.changes();
         if let Some(step) = &mut self.step {
+            // What stood in has had to go where a window has changed, so it is touched again.
+            if std::mem::replace(&mut step.changes, changes) != changes {
+                step.rounds = 0;
+            }
             step.rounds = step.rounds.saturating_add(1);
             if step.rounds > ROUNDS {
                 return self.stop(vcpu, Some(&from), None, Obstacle::Unknown);
@@ -311,6 +318,7 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
                     repeats,
                     moved_on: false,
                     rounds: 0,
+                    changes,
                 });
                 After::RunAgain
             }

@@ -25,7 +25,7 @@ const MOST_HOLES: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark(u64);
 
-/// What is armed in a window now. Where the window has changed since, it is no more.
+/// What is armed in a window now.
 #[derive(Debug, Default)]
 pub(super) struct Armed {
     live: Vec<(Mark, Vec<PageRange>)>,
@@ -34,10 +34,35 @@ pub(super) struct Armed {
     next: u64,
 }
 
+impl Armed {
+    /// Notes that something else lies at `range` now. Whoever had armed it may stay in the guest for
+    /// long, and others need to know that it can be armed again once it is a hole.
+    pub(super) fn cover(&mut self, range: PageRange) {
+        for (_, ranges) in &mut self.live {
+            if ranges
+                .iter()
+                .any(|armed| armed.intersection(range).is_some())
+            {
+                let rest = ranges.iter().flat_map(|armed| without(*armed, &[range]));
+                *ranges = rest.collect();
+            }
+        }
+    }
+
+    /// Which of `ranges` [`cover`](Self::cover) has to hear of.
+    pub(super) fn among(&self, ranges: impl Iterator<Item = PageRange>) -> Vec<PageRange> {
+        let armed = |range: &PageRange| {
+            let mut live = self.live.iter().flat_map(|(_, ranges)| ranges);
+            live.any(|armed| armed.intersection(*range).is_some())
+        };
+        ranges.filter(armed).collect()
+    }
+}
+
 impl Window {
     /// Arms the first holes that memslots have from the window's byte `from` on, and tells where
-    /// the rest begins; `None` where there are no more. [`Errno::AGAIN`] where the window has
-    /// changed meanwhile, or where other vCPUs have armed all that there are.
+    /// the rest begins; `None` where there are no more. [`Errno::AGAIN`] where others have taken all
+    /// of them meanwhile, or have armed all that there are.
     pub(crate) fn arm(&self, from: u64) -> rustix::io::Result<Option<(Mark, u64)>> {
         let (planned, others) = {
             let state = self.state();
@@ -57,28 +82,49 @@ impl Window {
             };
         };
         // What takes long is done outside the lock.
-        let staged =
-            |range: &PageRange| Staged::poisoned(range.len(), self.shared.arena.site(*range));
-        let staged = planned.iter().map(staged).collect::<Result<Vec<_>, _>>()?;
+        let staged = |range: PageRange| {
+            let staged = Staged::poisoned(range.len(), self.shared.arena.site(range))?;
+            Ok((range, staged))
+        };
+        let staged = planned.into_iter().map(staged).collect::<Result<_, _>>()?;
+        Ok(Some((self.place_poison(staged)?, end)))
+    }
+
+    /// Arms what is still a hole of what was planned.
+    fn place_poison(&self, planned: Vec<(PageRange, Staged)>) -> rustix::io::Result<Mark> {
         let mut state = self.state();
-        if state.armable(from, self.len()) != planned {
+        let mut placed = Vec::with_capacity(planned.len());
+        for (range, mut staged) in planned {
+            let mut at = range.start();
+            let holes: Vec<_> = state.bare_of_others(range).collect();
+            for hole in holes {
+                if placed.len() >= MOST_HOLES {
+                    break;
+                }
+                drop(staged.cut(hole.start().saturating_sub(at)));
+                at = hole.end();
+                if let Err(refused) = self.shared.arena.place(hole, staged.cut(hole.len())) {
+                    if refused.state == StateAfter::Poisoned {
+                        state.poison();
+                    }
+                    state.take_back(&self.shared, placed);
+                    return Err(refused.errno);
+                }
+                placed.push(hole);
+            }
+        }
+        if placed.is_empty() {
             return Err(Errno::AGAIN);
         }
         let mark = Mark(state.substitutes.armed.next);
         state.substitutes.armed.next = state.substitutes.armed.next.wrapping_add(1);
-        let mut placed = Vec::with_capacity(planned.len());
-        for (range, staged) in planned.into_iter().zip(staged) {
-            if let Err(refused) = self.shared.arena.place(range, staged) {
-                if refused.state == StateAfter::Poisoned {
-                    state.poison();
-                }
-                state.take_back(&self.shared, placed);
-                return Err(refused.errno);
-            }
-            placed.push(range);
-        }
         state.substitutes.armed.live.push((mark, placed));
-        Ok(Some((mark, end)))
+        Ok(mark)
+    }
+
+    /// How many changes were made or tried, arming not among them.
+    pub(crate) fn changes(&self) -> u64 {
+        self.state().changes
     }
 
     /// Makes holes again of what was armed by this mark.
@@ -98,31 +144,30 @@ impl State {
     fn armable(&self, from: u64, len: u64) -> Vec<PageRange> {
         let mut room = MOST;
         let mut found = Vec::new();
-        let Some(rest) = PageRange::between(from, len).filter(|_| !self.poisoned) else {
+        let Some(rest) = PageRange::between(from, len) else {
             return found;
         };
-        let armed = self
-            .substitutes
-            .armed
-            .live
-            .iter()
-            .flat_map(|(_, ranges)| ranges);
-        let armed: Vec<PageRange> = armed.copied().collect();
-        let slots = self.slots.overlapping(rest);
-        let _full = slots
-            .filter_map(|slot| slot.range.intersection(rest))
-            .flat_map(|part| self.bare(part))
-            .flat_map(|hole| without(hole, &armed))
-            .try_for_each(|hole| {
-                let end = hole.end().min(hole.start().saturating_add(room));
-                found.extend(PageRange::between(hole.start(), end));
-                room = room.saturating_sub(hole.len());
-                if room == 0 || found.len() >= MOST_HOLES {
-                    return ControlFlow::Break(());
-                }
-                ControlFlow::Continue(())
-            });
+        let _full = self.bare_of_others(rest).try_for_each(|hole| {
+            let end = hole.end().min(hole.start().saturating_add(room));
+            found.extend(PageRange::between(hole.start(), end));
+            room = room.saturating_sub(hole.len());
+            if room == 0 || found.len() >= MOST_HOLES {
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
         found
+    }
+
+    /// The holes in `rest` that memslots have and nobody has armed.
+    fn bare_of_others(&self, rest: PageRange) -> impl Iterator<Item = PageRange> {
+        let live = self.substitutes.armed.live.iter();
+        let armed: Vec<PageRange> = live.flat_map(|(_, ranges)| ranges).copied().collect();
+        let slots = self.slots.overlapping(rest).filter(|_| !self.poisoned);
+        slots
+            .filter_map(move |slot| slot.range.intersection(rest))
+            .flat_map(|part| self.bare(part))
+            .flat_map(move |hole| without(hole, &armed))
     }
 
     /// The parts of `range` where neither a mapping nor a substitute is.
@@ -185,6 +230,7 @@ mod tests {
     use crate::slots::{Slot, SlotNumbers, SlotProvider};
     use crate::source::{Protection, Source};
     use crate::window::options::WindowOptions;
+    use crate::window::touch::{Touch, Touched};
 
     fn pages(start: u64, count: u64) -> PageRange {
         PageRange::new(start * PAGE_SIZE, count * PAGE_SIZE).unwrap()
@@ -264,6 +310,35 @@ mod tests {
     }
 
     #[test]
+    fn holes_are_armed_though_others_are_taken_meanwhile() {
+        let Some(window) = window("holes_are_armed_though_others_are_taken_meanwhile") else {
+            return;
+        };
+        let planned = window.state().armable(0, window.len());
+        let poison = |range: &PageRange| {
+            let staged = Staged::poisoned(range.len(), window.shared.arena.site(*range));
+            (*range, staged.unwrap())
+        };
+        let again = planned.iter().map(poison).collect();
+        let staged = planned.iter().map(poison).collect();
+        let source = Source::anonymous();
+        let map = |range| window.map(range, &source, Protection::ReadWrite).unwrap();
+        map(pages(0, 1));
+        map(pages(20, 4));
+        let before = areas(&window);
+        let mark = window.place_poison(staged).unwrap();
+        let armed = vec![pages(1, 7), pages(10, 10), pages(24, 488)];
+        assert_eq!(window.state().substitutes.armed.live, [(mark, armed)]);
+        assert_eq!(
+            window.place_poison(again),
+            Err(Errno::AGAIN),
+            "none is left"
+        );
+        window.disarm(mark);
+        assert_eq!(areas(&window), before);
+    }
+
+    #[test]
     fn what_is_mapped_over_armed_holes_stays() {
         let Some(window) = window("what_is_mapped_over_armed_holes_stays") else {
             return;
@@ -273,11 +348,64 @@ mod tests {
         window
             .map(pages(20, 4), &source, Protection::ReadOnly)
             .unwrap();
+        let rest = vec![pages(0, 8), pages(10, 10), pages(24, 488)];
+        assert_eq!(window.state().substitutes.armed.live, [(mark, rest)]);
         window.unmap(pages(8, 2)).unwrap();
         window.disarm(mark);
         let after = areas(&window);
         assert_eq!(after.len(), 3, "a hole, a mapping, a hole: {after:?}");
         assert!(after[1].contains("r--s"), "{after:?}");
+    }
+
+    #[test]
+    fn armed_hole_that_was_mapped_in_between_can_be_armed_by_others() {
+        let test = "armed_hole_that_was_mapped_in_between_can_be_armed_by_others";
+        let Some(window) = window(test) else {
+            return;
+        };
+        let before = areas(&window);
+        let (first, _) = window.arm(0).unwrap().unwrap();
+        let source = Source::anonymous();
+        window
+            .map(pages(20, 1), &source, Protection::ReadOnly)
+            .unwrap();
+        window.unmap(pages(20, 1)).unwrap();
+        let (second, end) = window.arm(0).unwrap().unwrap();
+        assert_eq!(end, pages(20, 1).end());
+        // Nothing is there to be unmapped, so it stays armed.
+        window.unmap(pages(20, 2)).unwrap();
+        assert_eq!(window.arm(0), Err(Errno::AGAIN), "all are armed");
+        window.disarm(first);
+        window.disarm(second);
+        assert_eq!(areas(&window), before);
+    }
+
+    /// A vCPU that touched it could arm nothing as long as another one stayed in the guest, and was
+    /// stopped for that.
+    #[test]
+    fn armed_hole_that_a_page_stood_in_for_can_be_armed_by_others() {
+        let Some(window) = window("armed_hole_that_a_page_stood_in_for_can_be_armed_by_others")
+        else {
+            return;
+        };
+        let before = areas(&window);
+        let (first, _) = window.arm(0).unwrap().unwrap();
+        let touch = Touch {
+            offset: pages(20, 1).start(),
+            write: true,
+            stand_in: true,
+            own: &[],
+            copy: &|_, _| Ok(()),
+        };
+        let Touched::Substituted(ticket, _) = window.touch(touch, &mut None) else {
+            panic!("nothing stands in");
+        };
+        window.end_substitutes(&[ticket]);
+        let (second, end) = window.arm(0).unwrap().unwrap();
+        assert_eq!(end, pages(20, 1).end());
+        window.disarm(second);
+        window.disarm(first);
+        assert_eq!(areas(&window), before);
     }
 
     #[test]

@@ -125,6 +125,7 @@ impl State {
             return Err(refused.errno);
         }
         self.substitutes.live.push(new);
+        self.substitutes.armed.cover(range);
         Ok(Some(ticket))
     }
 

@@ -87,6 +87,11 @@ impl State {
             logs_dirty_pages: self.slots.logs_dirty_pages(),
         };
         let lost = Lost::by(&changes, &undos, place);
+        #[cfg(feature = "fault")]
+        let armed = self
+            .substitutes
+            .armed
+            .among(runs.iter().map(|run| run.range));
         // What is unmapped is given back when it is gone.
         let charged = self.added_since(before).max(0);
         if let Err(error) = take_areas(shared, charged, &changes) {
@@ -106,6 +111,10 @@ impl State {
         let poisons = |error: &Error| error.state_after() == StateAfter::Poisoned;
         self.poisoned = result.as_ref().is_err_and(poisons);
         if result.is_ok() {
+            #[cfg(feature = "fault")]
+            armed
+                .into_iter()
+                .for_each(|range| self.substitutes.armed.cover(range));
             lost.count(&shared.tally);
             count_made(shared, &changes);
         }
