@@ -80,14 +80,16 @@ impl<I: VhostUserFrontendReqHandler> BackendChannel<I> {
     ///
     /// # Errors
     /// [`ChannelError::Socket`] where no socket is to be had; [`ChannelError::Thread`] where no thread
-    /// is, which a channel has for closing what the backend sends.
+    /// is, which a channel has for closing what the backend sends; [`ChannelError::Lingering`] where
+    /// the handler's earlier channels have left so many of these threads waiting that it gets no
+    /// further one.
     pub fn new(
         handler: Arc<ShmemHandler<I>>,
         reply_ack: bool,
     ) -> Result<(Self, UnixStream), ChannelError> {
         let (socket, backend) = UnixStream::pair().map_err(ChannelError::Socket)?;
         let socket = Arc::new(socket);
-        let closer = Closer::new(Arc::clone(&socket)).map_err(ChannelError::Thread)?;
+        let closer = Closer::new(Arc::clone(&socket), handler.closers())?;
         let channel = Self {
             handler,
             incoming: Incoming::new(closer),

@@ -22,6 +22,16 @@ pub enum ChannelError {
     /// No thread could be started, or its process may start none.
     #[error("cannot start the thread that closes what a backend sends")]
     Thread(#[source] std::io::Error),
+    /// What the device's backends have sent over earlier channels does not let itself be closed, so
+    /// there are no further channels until it does.
+    #[error(
+        "cannot open a channel: {channels} earlier ones still close what their backends have sent; \
+         end the device, or whoever lets these descriptors wait"
+    )]
+    Lingering {
+        /// How many channels there are that have not come to their end.
+        channels: usize,
+    },
     /// It was closed before.
     #[error("the channel is closed")]
     Closed,

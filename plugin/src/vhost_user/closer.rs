@@ -6,8 +6,10 @@
 //! the thread has the last hold of that as well. It starts with the channel, and not when a backend
 //! first makes it necessary: a seccomp filter that has no room for it shows then, and not under
 //! attack.
+//!
+//! A thread that does not come to its end stays with what waits for it. A backend that is sent away
+//! can come again, so a device has a bounded number of threads.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -17,8 +19,39 @@ use std::thread;
 
 use rustix::fs::fcntl_get_seals;
 
+use super::closed::ChannelError;
+
 /// How many descriptors may wait to be closed before the backend is sent away.
 const MOST: usize = 256;
+
+/// How many closing threads a device may have: that of its channel, and those of channels before.
+const MOST_THREADS: usize = 8;
+
+/// The closing threads of a device that have not ended.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Threads(Arc<AtomicUsize>);
+
+/// One of them, from before its start until its end.
+struct Place(Threads);
+
+impl Threads {
+    fn take(&self) -> Result<Place, ChannelError> {
+        let more = |there: usize| (there < MOST_THREADS).then(|| there.saturating_add(1));
+        match self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
+        {
+            Ok(_) => Ok(Place(self.clone())),
+            Err(channels) => Err(ChannelError::Lingering { channels }),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Closer {
@@ -29,14 +62,16 @@ pub(super) struct Closer {
 }
 
 impl Closer {
-    /// Starts the thread.
-    pub(super) fn new(socket: Arc<UnixStream>) -> io::Result<Self> {
+    /// Starts the thread, as one of `threads`.
+    pub(super) fn new(socket: Arc<UnixStream>, threads: &Threads) -> Result<Self, ChannelError> {
+        let place = threads.take()?;
         let (thread, all) = channel();
         let waiting = Arc::<AtomicUsize>::default();
         let (counter, last) = (Arc::clone(&waiting), Arc::clone(&socket));
         thread::Builder::new()
             .name("vm-remap-close".to_owned())
-            .spawn(move || close_all(&all, &counter, last))?;
+            .spawn(move || close_all(&all, &counter, last, place))
+            .map_err(ChannelError::Thread)?;
         Ok(Self {
             _socket: socket,
             waiting,
@@ -62,10 +97,16 @@ impl Closer {
     }
 }
 
-fn close_all(all: &Receiver<OwnedFd>, waiting: &AtomicUsize, socket: Arc<UnixStream>) {
+fn close_all(
+    all: &Receiver<OwnedFd>,
+    waiting: &AtomicUsize,
+    socket: Arc<UnixStream>,
+    place: Place,
+) {
     for fd in all {
         drop(fd);
         waiting.fetch_sub(1, Ordering::AcqRel);
     }
     drop(socket);
+    drop(place);
 }

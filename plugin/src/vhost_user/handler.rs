@@ -11,6 +11,7 @@ use vhost::vhost_user::{HandlerResult, VhostUserFrontendReqHandler};
 
 use super::book::{Book, Found, Met};
 use super::borrowed::borrow;
+use super::closer::Threads;
 use super::quota::{ShmemLimits, Usage};
 use super::refusal::Refusal;
 use super::request::{MapRequest, UnmapRequest};
@@ -79,6 +80,7 @@ pub struct ShmemHandler<I = NoOtherRequests> {
     overlap: Overlap,
     inner: I,
     books: Mutex<Books>,
+    closers: Threads,
 }
 
 /// What the device has, and what came of its requests.
@@ -106,6 +108,7 @@ impl ShmemHandler {
             overlap: Overlap::default(),
             inner: NoOtherRequests,
             books: Mutex::default(),
+            closers: Threads::default(),
         }
     }
 }
@@ -151,6 +154,7 @@ impl<I> ShmemHandler<I> {
             overlap: self.overlap,
             inner,
             books: self.books,
+            closers: self.closers,
         }
     }
 
@@ -170,6 +174,10 @@ impl<I> ShmemHandler<I> {
 
     pub(super) fn requests_per_wake(&self) -> usize {
         self.limits.requests_per_wake
+    }
+
+    pub(super) fn closers(&self) -> &Threads {
+        &self.closers
     }
 
     pub(super) fn books(&self) -> MutexGuard<'_, Books> {

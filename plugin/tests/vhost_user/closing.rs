@@ -4,11 +4,12 @@
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::mpsc::channel as pipe;
 use std::time::Duration;
 
 use rustix::net::sockopt::set_socket_linger;
-use vm_remap::vhost_user::ChannelError;
+use vm_remap::vhost_user::{BackendChannel, ChannelError};
 
 use crate::raw::{MAP, Raw, UNMAP, WANTS_ANSWER, header, message};
 use crate::stuck_file::Stuck;
@@ -79,6 +80,40 @@ fn socket_that_lingers_unread_keeps_nobody_waiting() {
     });
     let dropped = over.recv_timeout(Duration::from_secs(20));
     assert!(dropped.is_ok(), "the loop waits for a socket to be closed");
+}
+
+/// Each time it came again it left a thread behind, with up to 256 descriptors of the VMM's.
+#[test]
+fn backend_that_comes_again_leaves_no_more_than_a_few_threads() {
+    let handler = Arc::new(Device::new().handler());
+    let mut others = Vec::new();
+    let refused = (0..100).find_map(|_| {
+        let opened = BackendChannel::new(Arc::clone(&handler), true);
+        let (mut channel, end) = match opened {
+            Ok(opened) => opened,
+            Err(why) => return Some(why),
+        };
+        let (socket, other) = lingering();
+        let raw = Raw::new(end);
+        raw.send(&message(UNMAP, &request(0, 1)), &[socket.as_fd()]);
+        drop(socket);
+        others.push(other);
+        let woken = channel.wake().unwrap();
+        assert_eq!(woken.refused.len(), 1);
+        None
+    });
+    let refused = refused.unwrap();
+    let ChannelError::Lingering { channels } = refused else {
+        panic!("{refused}");
+    };
+    assert!(channels <= others.len(), "{channels}");
+    // Whoever reads, or is gone, lets them go.
+    drop(others);
+    let again = (0..20_000).find_map(|_| {
+        std::thread::sleep(Duration::from_millis(1));
+        BackendChannel::new(Arc::clone(&handler), true).ok()
+    });
+    assert!(again.is_some());
 }
 
 #[test]
