@@ -69,6 +69,7 @@ mod mmio;
 mod rate;
 pub(crate) mod report;
 mod sigbus;
+mod step;
 mod tally;
 mod vcpu;
 mod vcpu_faults;

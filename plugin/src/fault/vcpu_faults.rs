@@ -1,5 +1,5 @@
-//! Owns the state of one vCPU between a fault and the end of its single step, and what is answered
-//! to the VMM. Never runs the vCPU.
+//! Owns the state of one vCPU from one fault to the next, and what is answered to the VMM. Never runs
+//! the vCPU.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -12,6 +12,7 @@ use super::find::{Found, Search};
 use super::hunt::Hunt;
 use super::rate::Pace;
 use super::report::{Event, Report};
+use super::step::Step;
 use super::tally::count;
 use super::vcpu::{FaultedVcpu, Registers, StepEnd};
 use super::{FaultResolver, Place};
@@ -21,9 +22,6 @@ use crate::window::Window;
 use crate::window::substitute::Ticket;
 use crate::window::touch::{Obstacle, Touch, Touched};
 
-/// How often one instruction can fault anew, while no window changes, before it is given up: it
-/// touches at most a few pages, and each fault deals with all that are known.
-const ROUNDS: u32 = 16;
 /// How often nothing can be in the way of the same instruction, with the same registers and
 /// unchanged windows, before it is given up.
 const FRUITLESS: u32 = 64;
@@ -37,7 +35,7 @@ const PATIENCE: u32 = 1;
 /// so a vCPU should not be used without it after an [`After::RunAgain`].
 pub struct VcpuFaults<V: FaultedVcpu> {
     pub(super) resolver: Arc<FaultResolver>,
-    step: Option<Step<V>>,
+    pub(super) step: Option<Step<V>>,
     /// A vCPU that does not leave the guest keeps no window open.
     held: Vec<(Weak<Window>, Ticket)>,
     pace: Pace,
@@ -56,19 +54,6 @@ struct Dealt {
     stands: bool,
     /// It, or another, does for a write.
     written: bool,
-}
-
-/// A step that has begun.
-struct Step<V: FaultedVcpu> {
-    stepping: V::Stepping,
-    end: StepEnd,
-    from: Registers,
-    repeats: bool,
-    /// Whether a repeating instruction has done a piece since its last fault.
-    moved_on: bool,
-    rounds: u32,
-    /// The resolver's number of changes in the last round.
-    changes: u64,
 }
 
 impl<V: FaultedVcpu> fmt::Debug for VcpuFaults<V> {
@@ -142,11 +127,6 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
             Ok(()) => After::Yours,
             Err(report) => After::Stop(report),
         }
-    }
-
-    /// Whether a run that ended like this was a step.
-    pub(super) fn is_step_end(&self, how: StepEnd) -> bool {
-        self.step.as_ref().is_some_and(|step| step.end == how)
     }
 
     fn fault(&mut self, vcpu: &mut V, told: Option<Place>) -> After {
@@ -230,26 +210,6 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         Ok(dealt)
     }
 
-    /// Before a fault is dealt with: gives up the pages that no step needs, and a step whose
-    /// instruction is not the one that faults: a handler of the guest's has taken its place.
-    fn drop_what_is_over(&mut self, vcpu: &mut V, now: &Registers) -> Result<(), Report> {
-        let elsewhere = |step: &Step<V>| step.from.rip != now.rip;
-        if self.step.as_ref().is_some_and(elsewhere) {
-            return self.finish(vcpu);
-        }
-        let goes_on = |step: &mut Step<V>| !std::mem::take(&mut step.moved_on);
-        if !self.step.as_mut().is_some_and(goes_on) {
-            // Pages of an access before, or of a piece before: what is still needed comes again.
-            self.give_up_pages();
-        }
-        Ok(())
-    }
-
-    /// Whether a step has begun that has not ended.
-    pub(super) fn steps(&self) -> bool {
-        self.step.is_some()
-    }
-
     fn touch(&self, found: &Found) -> Touched {
         let place = &found.place;
         let own: Vec<Ticket> = self
@@ -294,89 +254,7 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         self.resolver.tell_once(place, read_only);
     }
 
-    /// Makes the next run a single step.
-    fn step(&mut self, vcpu: &mut V, from: Registers, repeats: bool) -> After {
-        let changes = self.resolver.changes();
-        if let Some(step) = &mut self.step {
-            // What stood in has had to go where a window has changed, so it is touched again.
-            if std::mem::replace(&mut step.changes, changes) != changes {
-                step.rounds = 0;
-            }
-            step.rounds = step.rounds.saturating_add(1);
-            if step.rounds > ROUNDS {
-                return self.stop(vcpu, Some(&from), None, Obstacle::Unknown);
-            }
-            return After::RunAgain;
-        }
-        match vcpu.begin_step() {
-            Ok((stepping, end)) => {
-                count(&self.resolver.tally.steps);
-                self.step = Some(Step {
-                    stepping,
-                    end,
-                    from,
-                    repeats,
-                    moved_on: false,
-                    rounds: 0,
-                    changes,
-                });
-                After::RunAgain
-            }
-            Err(error) => {
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                self.stop(vcpu, Some(&from), None, Obstacle::Substitute { errno })
-            }
-        }
-    }
-
-    /// A run ended as steps end.
-    fn stepped(&mut self, vcpu: &mut V, how: StepEnd) -> After {
-        if !self.is_step_end(how) {
-            return self.not_ours(vcpu);
-        }
-        let Some(step) = &mut self.step else {
-            return self.not_ours(vcpu);
-        };
-        if !step.repeats && how == StepEnd::Debug {
-            return match self.finish(vcpu) {
-                Ok(()) => After::RunAgain,
-                Err(report) => After::Stop(report),
-            };
-        }
-        let moved = vcpu.registers().ok().filter(|now| *now != step.from);
-        match moved {
-            // A repeating instruction is not over: its next piece most likely lies beside this one.
-            Some(now) if step.repeats && now.rip == step.from.rip => {
-                step.from = now;
-                step.moved_on = true;
-                step.rounds = 0;
-                count(&self.resolver.tally.steps);
-                return After::RunAgain;
-            }
-            // Instead of a step, the guest's own handler is wanted: it runs without, and the pages
-            // stay until the next exit, since the instruction needs them first of all.
-            None if how == StepEnd::Shutdown => return self.end_step(vcpu),
-            _ => {}
-        }
-        match self.finish(vcpu) {
-            Ok(()) => After::RunAgain,
-            Err(report) => After::Stop(report),
-        }
-    }
-
-    fn end_step(&mut self, vcpu: &mut V) -> After {
-        let ended = self.step.take().map(|step| vcpu.end_step(step.stepping));
-        match ended {
-            None | Some(Ok(())) => After::RunAgain,
-            Some(Err(error)) => {
-                self.give_up_pages();
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                After::Stop(self.report(None, None, Obstacle::Substitute { errno }))
-            }
-        }
-    }
-
-    fn finish(&mut self, vcpu: &mut V) -> Result<(), Report> {
+    pub(super) fn finish(&mut self, vcpu: &mut V) -> Result<(), Report> {
         self.hunt.disarm();
         if !self.held.is_empty() {
             self.give_up_pages();
@@ -387,7 +265,7 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         }
     }
 
-    fn give_up_pages(&mut self) {
+    pub(super) fn give_up_pages(&mut self) {
         for (window, ticket) in self.held.drain(..) {
             if let Some(window) = window.upgrade() {
                 window.end_substitutes(&[ticket]);
@@ -395,7 +273,7 @@ impl<V: FaultedVcpu> VcpuFaults<V> {
         }
     }
 
-    fn stop(
+    pub(super) fn stop(
         &mut self,
         vcpu: &mut V,
         registers: Option<&Registers>,
