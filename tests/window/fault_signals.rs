@@ -14,20 +14,22 @@ use crate::support::*;
 /// Pages that the instruction fills.
 const HELD: u64 = 2;
 
-/// The task of a vCPU's thread, by the name that it has.
+/// The task of a vCPU's thread, by the name that it has. It gives it to itself, some time after it
+/// was started.
 fn task_of(vcpu: usize) -> libc::pid_t {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let named = tasks.map(|task| task.unwrap()).find(|task| {
-        let name = std::fs::read_to_string(task.path().join("comm"));
-        name.is_ok_and(|name| name.trim() == format!("vcpu{vcpu}"))
+    let named = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        tasks.map(|task| task.unwrap()).find(|task| {
+            let name = std::fs::read_to_string(task.path().join("comm"));
+            name.is_ok_and(|name| name.trim() == format!("vcpu{vcpu}"))
+        })
+    };
+    let task = (0..1_000_000).find_map(|_| {
+        thread::yield_now();
+        named()
     });
-    named
-        .unwrap()
-        .file_name()
-        .to_str()
-        .unwrap()
-        .parse()
-        .unwrap()
+    let name = task.unwrap().file_name();
+    name.to_str().unwrap().parse().unwrap()
 }
 
 #[test]
