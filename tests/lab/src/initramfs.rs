@@ -67,12 +67,16 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Adds a program, and a link to it where it lies on this machine.
+    /// Adds a program, and a link to it where it lies on this machine. The first process puts the
+    /// links of `lab/there` in place once all is mounted.
     pub(crate) fn binary(&mut self, binary: &Binary) -> Result<()> {
         let path = format!("lab/bin/{}", binary.name);
         self.add(&path, Content::Program(read(&binary.path)?));
         if let Some(there) = binary.path.to_str().filter(|_| !binary.is_test) {
-            self.add(there, Content::Link(format!("/{path}")));
+            self.add(
+                &format!("lab/there{there}"),
+                Content::Link(format!("/{path}")),
+            );
         }
         Ok(())
     }
@@ -247,12 +251,28 @@ mod tests {
         ] {
             assert!(paths.contains(&path), "{path}");
         }
+    }
+
+    /// The links of programs lay where the machine mounts `/tmp`, and were hidden by it.
+    #[test]
+    fn link_to_a_program_lies_where_no_mount_hides_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let command = program(folder.path(), "vm-remap", false);
+        let mut archive = Initramfs::new(&command.path, &SETTINGS).unwrap();
+        archive.binary(&command).unwrap();
+        archive
+            .binary(&program(folder.path(), "live", true))
+            .unwrap();
         let links: Vec<_> = archive
             .entries
             .iter()
             .filter(|(_, content)| matches!(content, Content::Link(_)))
             .collect();
-        assert_eq!(links.len(), 1, "{links:?}");
+        let expected = (
+            format!("lab/there{}", command.path.display()),
+            Content::Link("/lab/bin/vm-remap".to_owned()),
+        );
+        assert_eq!(links, [&expected]);
     }
 
     #[test]
