@@ -12,7 +12,7 @@ use crate::binaries::{self, Binary};
 use crate::channel::Event;
 use crate::guest;
 use crate::initramfs::{Initramfs, Settings};
-use crate::machine::{Ending, Machine, Threads};
+use crate::machine::{Machine, Threads};
 use crate::modules::{Module, Modules};
 use crate::packages::{Package, Store, ensure_tool};
 use crate::profile::{self, Profile, Step, Steps};
@@ -36,10 +36,8 @@ pub(crate) struct Lab {
     steps: Steps,
     /// What to run instead of the steps.
     command: Vec<String>,
-    /// How often QEMU itself died.
-    pub(crate) crashes: u32,
-    /// How often a machine hung and was tried once more.
-    pub(crate) hangs: u32,
+    /// How often the emulation failed and a machine was tried once more.
+    pub(crate) retries: u32,
 }
 
 /// What one profile's run came to.
@@ -85,8 +83,7 @@ impl Lab {
             binaries,
             steps,
             command,
-            crashes: 0,
-            hangs: 0,
+            retries: 0,
         })
     }
 
@@ -134,7 +131,7 @@ impl Lab {
         outcome
     }
 
-    /// Boots once, or twice if QEMU itself dies.
+    /// Boots once, or twice where the emulation may be what failed.
     fn boot(&mut self, machine: &mut Machine<'_>, steps: &[Step]) -> Result<Outcome> {
         let name = &machine.profile.name;
         loop {
@@ -145,34 +142,16 @@ impl Lab {
                 hear(name, start, live, &event)?;
                 results.take(event)
             })?;
-            let console = machine.console();
-            let multi = machine.threads == Threads::Multi;
-            let why = match ending {
-                Ending::Done => None,
-                Ending::Hung(seconds) if multi => {
-                    // The emulation can hang by itself; a test that hangs does so again.
-                    self.hangs = self.hangs.saturating_add(1);
-                    let current = results.current();
-                    let what = format!("the machine hung ({seconds} s are over) in {current}");
-                    once_more(machine, &what, "console-hung.log")?;
+            if let Some(why) = ending.why() {
+                // What is not the emulation's fault comes again with one thread.
+                let multi = machine.threads == Threads::Multi;
+                if let Some(keep_as) = ending.keep_console_as().filter(|_| multi) {
+                    self.retries = self.retries.saturating_add(1);
+                    let what = format!("{why} (in {})", results.current());
+                    once_more(machine, &what, keep_as)?;
                     continue;
                 }
-                Ending::Hung(seconds) => {
-                    Some(format!("the machine hung twice ({seconds} s are over)"))
-                }
-                Ending::Panicked(words) => Some(format!("its kernel panicked: {words}")),
-                Ending::Stopped => Some("the machine reset or stopped by itself".to_owned()),
-                Ending::Crashed(words) => {
-                    self.crashes = self.crashes.saturating_add(1);
-                    if multi {
-                        let what = format!("QEMU crashed ({words})");
-                        once_more(machine, &what, "console-crashed.log")?;
-                        continue;
-                    }
-                    Some(format!("QEMU crashed twice ({words})"))
-                }
-            };
-            if let Some(why) = why {
+                let console = machine.console();
                 progress::line(&format!(
                     "{name}: {why}; its console: {}",
                     console.display()

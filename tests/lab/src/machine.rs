@@ -27,10 +27,38 @@ pub(crate) enum Ending {
     Hung(u64),
     /// Its kernel panicked, with these words.
     Panicked(String),
+    /// Its kernel panicked over a breakpoint that it had set and taken away again while it changed
+    /// its own code. A processor cannot meet one (each waits for the others); an emulated one can,
+    /// where another thread changes the code that it has translated.
+    Breakpoint(String),
     /// It reset or powered off before it was done.
     Stopped,
     /// QEMU itself died.
     Crashed(String),
+}
+
+impl Ending {
+    /// What went wrong, if anything did.
+    pub(crate) fn why(&self) -> Option<String> {
+        Some(match self {
+            Self::Done => return None,
+            Self::Hung(seconds) => format!("the machine hung ({seconds} s are over)"),
+            Self::Panicked(words) => format!("its kernel panicked: {words}"),
+            Self::Breakpoint(words) => format!("its kernel met a stale breakpoint: {words}"),
+            Self::Stopped => "the machine reset or stopped by itself".to_owned(),
+            Self::Crashed(words) => format!("QEMU crashed: {words}"),
+        })
+    }
+
+    /// What the console is kept as, where the emulation may be what failed.
+    pub(crate) fn keep_console_as(&self) -> Option<&'static str> {
+        match self {
+            Self::Hung(_) => Some("console-hung.log"),
+            Self::Breakpoint(_) => Some("console-breakpoint.log"),
+            Self::Crashed(_) => Some("console-crashed.log"),
+            Self::Done | Self::Panicked(_) | Self::Stopped => None,
+        }
+    }
 }
 
 /// How QEMU uses the threads of this machine.
@@ -112,10 +140,7 @@ impl Machine<'_> {
             }
             if start.elapsed() > limit && !self.interactive {
                 take(channel.rest())?;
-                return Ok(match self.panic() {
-                    Some(words) => Ending::Panicked(words),
-                    None => Ending::Hung(limit.as_secs()),
-                });
+                return Ok(self.panic().unwrap_or(Ending::Hung(limit.as_secs())));
             }
             sleep(POLL);
         }
@@ -197,8 +222,8 @@ impl Machine<'_> {
 
     /// Why QEMU is gone although the machine was not done.
     fn early_end(&self, status: ExitStatus) -> Result<Ending> {
-        if let Some(words) = self.panic() {
-            return Ok(Ending::Panicked(words));
+        if let Some(panic) = self.panic() {
+            return Ok(panic);
         }
         if status.success() {
             return Ok(Ending::Stopped);
@@ -213,16 +238,22 @@ impl Machine<'_> {
         Ok(Ending::Crashed(format!("{status}: {last}")))
     }
 
-    fn panic(&self) -> Option<String> {
+    fn panic(&self) -> Option<Ending> {
         let console = fs::read(self.console()).ok()?;
         panic_in(&String::from_utf8_lossy(&console))
     }
 }
 
-/// The words of the kernel's panic, if the console shows one.
-fn panic_in(console: &str) -> Option<String> {
-    let (_, words) = console.split_once("Kernel panic - not syncing: ")?;
-    Some(words.lines().next().unwrap_or_default().trim().to_owned())
+/// The kernel's panic, if the console shows one.
+fn panic_in(console: &str) -> Option<Ending> {
+    let (before, words) = console.split_once("Kernel panic - not syncing: ")?;
+    let words = words.lines().next().unwrap_or_default().trim().to_owned();
+    // The first oops has the number 1.
+    Some(if before.contains("int3: 0000 [#1]") {
+        Ending::Breakpoint(words)
+    } else {
+        Ending::Panicked(words)
+    })
 }
 
 #[cfg(test)]
@@ -233,7 +264,24 @@ mod tests {
     fn panic_is_found_in_the_console() {
         let console =
             "[ 1.0] ok\r\n[ 2.0] Kernel panic - not syncing: Fatal exception\r\n[ 2.1] CPU";
-        assert_eq!(panic_in(console).as_deref(), Some("Fatal exception"));
+        let fatal = "Fatal exception".to_owned();
+        assert_eq!(panic_in(console), Some(Ending::Panicked(fatal)));
         assert_eq!(panic_in("all is well"), None);
+    }
+
+    #[test]
+    fn panic_over_a_breakpoint_is_told_from_one_that_a_test_has_made() {
+        let panic = "Kernel panic - not syncing: Fatal exception in interrupt\r\n";
+        let words = || "Fatal exception in interrupt".to_owned();
+        let of = |oops: &str| panic_in(&format!("[ 1.0] {oops}\r\n[ 1.1] {panic}"));
+        for oops in [
+            "Oops: int3: 0000 [#1] PREEMPT SMP NOPTI",
+            "int3: 0000 [#1] SMP",
+        ] {
+            assert_eq!(of(oops), Some(Ending::Breakpoint(words())), "{oops}");
+        }
+        for oops in ["Oops: 0002 [#1] SMP", "Oops: invalid opcode: 0000 [#1] SMP"] {
+            assert_eq!(of(oops), Some(Ending::Panicked(words())), "{oops}");
+        }
     }
 }

@@ -74,11 +74,11 @@ fn run(args: Args) -> Result<u8> {
         };
         worst = worst.max(status);
     }
-    if lab.crashes > 0 {
-        progress::line(&format!("QEMU itself crashed {} times", lab.crashes));
-    }
-    if lab.hangs > 0 {
-        progress::line(&format!("machines hung {} times", lab.hangs));
+    if lab.retries > 0 {
+        progress::line(&format!(
+            "the emulation failed and was tried once more: {} times",
+            lab.retries
+        ));
     }
     if !has_command {
         writeln!(stdout().lock(), "{total}").context("cannot write to standard output")?;
