@@ -12,7 +12,7 @@ use crate::binaries::{self, Binary};
 use crate::channel::Event;
 use crate::guest;
 use crate::initramfs::{Initramfs, Settings};
-use crate::machine::{Machine, Threads};
+use crate::machine::{Ending, Machine};
 use crate::modules::{Module, Modules};
 use crate::packages::{Package, Store, ensure_tool};
 use crate::profile::{self, Profile, Step, Steps};
@@ -22,6 +22,8 @@ use crate::tally::Tally;
 
 /// A command is stopped this long before its machine is taken to hang.
 const MARGIN_S: u64 = 30;
+/// How often a machine is booted at the most.
+const TRIES: u32 = 3;
 
 /// What all profiles share.
 #[derive(Debug)]
@@ -49,15 +51,14 @@ pub(crate) struct Outcome {
 }
 
 /// Sets a machine that the emulation let down to one thread, and keeps its console.
-fn once_more(machine: &mut Machine<'_>, what: &str, keep_as: &str) -> Result<()> {
+fn once_more(machine: &Machine<'_>, what: &str, keep_as: &str) -> Result<()> {
     let console = machine.console();
     let kept = console.with_file_name(keep_as);
     fs::rename(&console, &kept)?;
     let (name, kept) = (&machine.profile.name, kept.display());
     progress::line(&format!(
-        "{name}: {what}; trying once more with one thread; its console is kept in {kept}"
+        "{name}: {what}; the emulation may be at fault: trying again; its console is kept in {kept}"
     ));
-    machine.threads = Threads::Single;
     Ok(())
 }
 
@@ -114,26 +115,26 @@ impl Lab {
         let mut archive = self.archive(profile, &token, modules, &steps, interactive)?;
         archive.guest(&kernel, &guest)?;
         archive.write(&initramfs)?;
-        let mut machine = Machine {
+        let machine = Machine {
             profile,
             kernel,
             initramfs,
             folder: &folder,
             token: &token,
-            threads: Threads::Multi,
             interactive,
         };
         progress::line(&format!("{name}: booting {release} ({})", package.version));
-        let outcome = self.boot(&mut machine, &steps);
+        let outcome = self.boot(&machine, &steps);
         // Large, and made anew by each run.
         fs::remove_file(&machine.initramfs)?;
         lock.unlock()?;
         outcome
     }
 
-    /// Boots once, or twice where the emulation may be what failed.
-    fn boot(&mut self, machine: &mut Machine<'_>, steps: &[Step]) -> Result<Outcome> {
+    /// Boots once, or up to [`TRIES`] times where the emulation may be what failed.
+    fn boot(&mut self, machine: &Machine<'_>, steps: &[Step]) -> Result<Outcome> {
         let name = &machine.profile.name;
+        let mut tries = 1_u32;
         loop {
             let mut results = Results::new(name, machine.folder, steps.to_vec());
             let start = Instant::now();
@@ -143,13 +144,20 @@ impl Lab {
                 results.take(event)
             })?;
             if let Some(why) = ending.why() {
-                // What is not the emulation's fault comes again with one thread.
-                let multi = machine.threads == Threads::Multi;
-                if let Some(keep_as) = ending.keep_console_as().filter(|_| multi) {
+                // What is not the emulation's fault comes again.
+                if let Some(keep_as) = ending.keep_console_as().filter(|_| tries < TRIES) {
+                    tries = tries.saturating_add(1);
                     self.retries = self.retries.saturating_add(1);
                     let what = format!("{why} (in {})", results.current());
                     once_more(machine, &what, keep_as)?;
                     continue;
+                }
+                if ending == Ending::Left {
+                    progress::line(&format!("{name}: {why}"));
+                    return Ok(Outcome {
+                        tally: results.tally,
+                        status: None,
+                    });
                 }
                 let console = machine.console();
                 progress::line(&format!(

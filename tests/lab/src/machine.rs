@@ -33,6 +33,8 @@ pub(crate) enum Ending {
     Breakpoint(String),
     /// It reset or powered off before it was done.
     Stopped,
+    /// Whoever sits at the terminal has ended it.
+    Left,
     /// QEMU itself died.
     Crashed(String),
 }
@@ -42,6 +44,7 @@ impl Ending {
     pub(crate) fn why(&self) -> Option<String> {
         Some(match self {
             Self::Done => return None,
+            Self::Left => "ended from the keyboard, or by itself".to_owned(),
             Self::Hung(seconds) => format!("the machine hung ({seconds} s are over)"),
             Self::Panicked(words) => format!("its kernel panicked: {words}"),
             Self::Breakpoint(words) => format!("its kernel met a stale breakpoint: {words}"),
@@ -56,18 +59,9 @@ impl Ending {
             Self::Hung(_) => Some("console-hung.log"),
             Self::Breakpoint(_) => Some("console-breakpoint.log"),
             Self::Crashed(_) => Some("console-crashed.log"),
-            Self::Done | Self::Panicked(_) | Self::Stopped => None,
+            Self::Done | Self::Left | Self::Panicked(_) | Self::Stopped => None,
         }
     }
-}
-
-/// How QEMU uses the threads of this machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Threads {
-    /// One for each emulated CPU.
-    Multi,
-    /// One for all of them: slower, and spared some crashes of QEMU.
-    Single,
 }
 
 /// One emulated machine.
@@ -79,7 +73,6 @@ pub(crate) struct Machine<'a> {
     /// Where the logs go.
     pub(crate) folder: &'a Path,
     pub(crate) token: &'a str,
-    pub(crate) threads: Threads,
     /// Whether the machine talks to this terminal. Nothing is hurried then.
     pub(crate) interactive: bool,
 }
@@ -172,10 +165,6 @@ impl Machine<'_> {
             let path = self.folder.join(name).display().to_string();
             path.replace(',', ",,")
         };
-        let threads = match self.threads {
-            Threads::Multi => "multi",
-            Threads::Single => "single",
-        };
         let channel = if self.interactive {
             format!(
                 "stdio,id=channel,mux=on,signal=off,logfile={}",
@@ -194,7 +183,7 @@ impl Machine<'_> {
             .into();
         options.push("-no-reboot".to_owned());
         for (option, value) in [
-            ("-accel", format!("tcg,thread={threads}")),
+            ("-accel", "tcg,thread=multi".to_owned()),
             ("-cpu", profile.cpu.clone()),
             ("-smp", profile.smp.to_string()),
             ("-m", format!("{}M", profile.memory_mib)),
@@ -226,7 +215,11 @@ impl Machine<'_> {
             return Ok(panic);
         }
         if status.success() {
-            return Ok(Ending::Stopped);
+            return Ok(if self.interactive {
+                Ending::Left
+            } else {
+                Ending::Stopped
+            });
         }
         let log = fs::read_to_string(self.folder.join("qemu.log")).unwrap_or_default();
         let mut words = log.lines().filter(|line| !line.contains("warning: "));
