@@ -43,6 +43,10 @@ enum Command {
     // What it says of itself is what its arguments say.
     Run(Box<RunArgs>),
     /// Share a directory with a guest: virtio-fs with a DAX window, over vhost-user.
+    #[command(
+        override_usage = "vm-remap fs [OPTIONS] --source <DIR> --socket <PATH>\n       \
+                                vm-remap fs [OPTIONS] --source <DIR> --fd <N>"
+    )]
     Fs(vm_remap_fs::Options),
     /// Make up a trace of a client of a window, for `bench --trace`.
     Trace(trace::Arguments),

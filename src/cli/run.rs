@@ -12,6 +12,11 @@ pub(super) fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     // What flags cannot be together is an error of the command line, like any other.
     let launch = arguments.launch().unwrap_or_else(|error| {
         let mut command = super::Arguments::command();
+        command.build();
+        let command = match command.find_subcommand_mut("run") {
+            Some(run) => run,
+            None => &mut command,
+        };
         command.error(ErrorKind::ArgumentConflict, error).exit()
     });
     let end = crate::run::run(&launch)?;

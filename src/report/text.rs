@@ -21,6 +21,9 @@ const HEADER: [&str; 11] = [
     "slot\ncalls\nper op",
 ];
 
+const QUICK: &str =
+    "This was a quick run: a first look, too short to judge by. Leave out --quick for verdicts.";
+
 /// The report as lines of text: the host, the rivals, the aims.
 #[must_use]
 pub fn text(report: &Report) -> String {
@@ -45,6 +48,9 @@ pub fn text(report: &Report) -> String {
     }
     text.push('\n');
     text.push_str(&aims(report));
+    if report.settings.quick {
+        line(&mut text, QUICK);
+    }
     text
 }
 
@@ -165,6 +171,14 @@ mod tests {
             text.contains("  met") && text.contains("  missed"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn text_of_a_quick_run_says_so() {
+        let mut report = sample::report();
+        assert!(!text(&report).contains(QUICK));
+        report.settings.quick = true;
+        assert!(text(&report).ends_with(&format!("{QUICK}\n")));
     }
 
     #[test]

@@ -60,7 +60,7 @@ fn refuse_pvm(root: &Path) -> Result<()> {
         bail!(
             "cannot run a stock kernel on this host: its KVM is the PVM flavour (kvm_pvm), which \
              emulates guest kernel code instruction by instruction; use a host whose CPU has VMX \
-             or SVM, or the lab (tests/lab/run --kernel 6.12 -- sh)"
+             or SVM, or the lab (docs/run.md has the command)"
         );
     }
     Ok(())

@@ -85,6 +85,14 @@ pub(super) enum E820 {
     Acpi = 3,
 }
 
+/// What the size of RAM has to be.
+pub(super) const RAM_RULE: &str = "it must be a multiple of 2M, from 16M to 512G";
+
+/// Whether a guest can have `ram` bytes of RAM.
+pub(super) fn ram_fits(ram: u64) -> bool {
+    ram.is_multiple_of(2 * MIB) && (16 * MIB..=512 * GIB).contains(&ram)
+}
+
 /// Where RAM and windows lie for one size of RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
@@ -98,9 +106,8 @@ impl Layout {
     /// A size that is no multiple of 2 MiB, below 16 MiB, or beyond what any CPU can address.
     pub(super) fn new(ram: u64) -> Result<Self> {
         ensure!(
-            ram.is_multiple_of(2 * MIB) && (16 * MIB..=512 * GIB).contains(&ram),
-            "cannot give the guest {ram} bytes of memory: it must be a multiple of 2 MiB, from \
-             16 MiB to 512 GiB"
+            ram_fits(ram),
+            "cannot give the guest {ram} bytes of memory: {RAM_RULE}"
         );
         Ok(Self { ram })
     }

@@ -15,7 +15,7 @@ fn a_host_that_emulates_kernel_code_is_refused_at_once() {
         text,
         "vm-remap: cannot run a stock kernel on this host: its KVM is the PVM flavour (kvm_pvm), \
          which emulates guest kernel code instruction by instruction; use a host whose CPU has \
-         VMX or SVM, or the lab (tests/lab/run --kernel 6.12 -- sh)\n"
+         VMX or SVM, or the lab (docs/run.md has the command)\n"
     );
     assert_eq!(code, Some(1));
 }

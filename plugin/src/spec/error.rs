@@ -1,5 +1,6 @@
 //! Owns what can be wrong with a specification, and how that is said. Never reads one.
 
+use super::values::size_text;
 use crate::error::Error;
 use crate::range::PAGE_SIZE;
 
@@ -16,7 +17,7 @@ pub enum SpecError {
         problem: &'static str,
     },
     /// A key that there is none of.
-    #[error("cannot use the key {key:?}: {}there are {known}", nearest_text(.nearest.as_deref()))]
+    #[error("cannot use the key {key:?}: {}{}", nearest_text(.nearest.as_deref()), known_text(.known))]
     UnknownKey {
         /// The key that was written.
         key: String,
@@ -42,7 +43,7 @@ pub enum SpecError {
         expected: String,
     },
     /// A size that is no whole number of pages.
-    #[error("cannot use {key}={bytes:#x}: it must be a multiple of {PAGE_SIZE:#x} bytes, above 0")]
+    #[error("cannot use {key}={}: it must be a multiple of {}, above 0", size_text(*.bytes), size_text(PAGE_SIZE))]
     NotPages {
         /// The key.
         key: &'static str,
@@ -62,6 +63,15 @@ impl SpecError {
             expected: expected.into(),
         }
     }
+}
+
+fn known_text(known: &str) -> String {
+    let are = if known.contains(", ") {
+        "are"
+    } else {
+        "is only"
+    };
+    format!("there {are} {known}")
 }
 
 fn nearest_text(nearest: Option<&str>) -> String {

@@ -39,9 +39,12 @@ pub fn fields<'a>(text: &str, known: &[&'a str]) -> Result<Vec<Field<'a>>, SpecE
             problem,
         };
         let Some((key, value)) = part.split_once('=') else {
-            return Err(match known.contains(&part.trim()) {
-                true => syntax("it has no value; write key=value"),
-                false => unknown(part.trim(), known),
+            return Err(if known.contains(&part.trim()) {
+                syntax("it has no value; write key=value")
+            } else if nearest(part.trim(), known).is_some() {
+                unknown(part.trim(), known)
+            } else {
+                syntax("it has no key; write key=value")
             });
         };
         let key = key.trim();
@@ -65,17 +68,21 @@ pub fn fields<'a>(text: &str, known: &[&'a str]) -> Result<Vec<Field<'a>>, SpecE
 /// The error for a key that is none of `known`: it names the nearest of them, and all.
 #[must_use]
 pub fn unknown(key: &str, known: &[&str]) -> SpecError {
-    let likeness = |known: &str| strsim::jaro(key, known);
-    let nearest = known
-        .iter()
-        .map(|known| (likeness(known), *known))
-        .filter(|(likeness, _)| *likeness > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
     SpecError::UnknownKey {
         key: key.to_owned(),
-        nearest: nearest.map(|(_, name)| name.to_owned()),
+        nearest: nearest(key, known).map(str::to_owned),
         known: known.join(", "),
     }
+}
+
+/// The one of `known` that looks most like `key`, if one does.
+fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|known| (strsim::jaro(key, known), *known))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
 }
 
 /// What stands between the commas that are neither quoted nor in brackets.
@@ -199,6 +206,7 @@ mod tests {
             ("size=1,", "a comma has nothing beside it"),
             (",size=1", "a comma has nothing beside it"),
             ("size", "it has no value; write key=value"),
+            ("1G", "it has no key; write key=value"),
         ] {
             assert_eq!(refused(text), format!("cannot read {text:?}: {problem}"));
         }
@@ -209,6 +217,15 @@ mod tests {
         assert_eq!(
             refused("sise=1"),
             "cannot use the key \"sise\": did you mean size? there are size, shared"
+        );
+        assert_eq!(
+            refused("share"),
+            "cannot use the key \"share\": did you mean shared? there are size, shared"
+        );
+        let only = fields("window=1", &["size"]).unwrap_err();
+        assert_eq!(
+            only.to_string(),
+            "cannot use the key \"window\": there is only size"
         );
         assert_eq!(
             refused("=1"),

@@ -74,11 +74,11 @@ fn a_wrong_value_is_named_with_what_there_is() {
         ),
         (
             "window=0",
-            "cannot use window=0x0: it must be a multiple of 0x1000 bytes, above 0",
+            "cannot use window=0: it must be a multiple of 4K, above 0",
         ),
         (
             "segment=1000",
-            "cannot use segment=0x3e8: it must be a multiple of 0x1000 bytes, above 0",
+            "cannot use segment=1000: it must be a multiple of 4K, above 0",
         ),
         (
             "hole=one",
@@ -180,7 +180,7 @@ fn json_has_the_same_words_and_the_same_checks() {
     assert!(read(r#"{"window":null}"#).unwrap().is_empty());
     let error = read(r#"{"window":4097}"#).unwrap_err().to_string();
     assert!(
-        error.starts_with("cannot use window=0x1001: it must be a multiple of 0x1000 bytes"),
+        error.starts_with("cannot use window=4097: it must be a multiple of 4K"),
         "{error}"
     );
     for wrong in [

@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(whole_pages("window", 8192).unwrap(), 8192);
         assert_eq!(
             whole_pages("window", 0x1234).unwrap_err().to_string(),
-            "cannot use window=0x1234: it must be a multiple of 0x1000 bytes, above 0"
+            "cannot use window=4660: it must be a multiple of 4K, above 0"
         );
         whole_pages("window", 0).unwrap_err();
     }

@@ -156,8 +156,9 @@ pub(super) fn module(probe: &Probe) -> Finding {
     match name {
         PVM => finding.note(
             "A KVM that needs no virtualization in the CPU: guest user code runs natively, guest \
-             kernel code instruction by instruction. Keep guest work in ring 3 when measuring.",
-            "",
+             kernel code instruction by instruction. Keep guest work in ring 3 when measuring. \
+             `vm-remap run` refuses such a host: a stock kernel would seem to hang.",
+            "For `vm-remap run`, take a host with VMX or SVM, or the lab (docs/run.md).",
         ),
         _ if cpu.guest => finding.note(
             "This host is itself a guest, so its guests are nested: each exit costs several.",

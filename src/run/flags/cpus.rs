@@ -45,7 +45,9 @@ pub(super) fn parse(text: &str) -> Result<u8, FlagError> {
                 return Err(refused(format!("{key}={}", field.value), why));
             }
         };
-        *place = Some(number(key, &field.value)?);
+        let why = format!("there can be 1 to {MAX}; write a number, as in boot=2");
+        let count = number(key, &field.value).map_err(|_| refused(format!("{text:?}"), why))?;
+        *place = Some(count);
     }
     if boot.is_some() && cores.is_some() {
         let why = "both say how many vCPUs there are; leave one of them out";
@@ -81,6 +83,10 @@ mod tests {
     fn what_is_not_done_is_refused_by_name() {
         for (text, error) in [
             ("0", "cannot use 0 vCPUs: there can be 1 to 254"),
+            (
+                "many",
+                "cannot use \"many\": there can be 1 to 254; write a number, as in boot=2",
+            ),
             ("boot=255", "cannot use 255 vCPUs: there can be 1 to 254"),
             (
                 "boot=1,max=4",

@@ -105,15 +105,25 @@ pub(super) fn parse(text: &str) -> Result<FsSpec, FlagError> {
 /// Where it is to be shared by 9p, as it is there if not said otherwise, and as for [`parse`].
 pub(super) fn shared_dir(text: &str) -> Result<FsSpec, FlagError> {
     let mut words = text.split(':');
+    let (source, tag) = (words.next().unwrap_or_default(), words.next());
+    let is_key = |tag: &str| {
+        tag.split_once('=')
+            .is_some_and(|(key, _)| SHARED_KEYS.contains(&key))
+    };
+    let tag = tag.filter(|tag| !source.is_empty() && !tag.is_empty() && !is_key(tag));
+    let Some(tag) = tag else {
+        let why = "a directory and the tag that the guest mounts come first; write DIR:TAG:type=fs";
+        return Err(refused(format!("{text:?}"), why));
+    };
     let mut parts = Parts {
-        source: Some(path("PATH", words.next().unwrap_or_default())?),
-        tag: words.next().map(str::to_owned),
+        source: Some(path("DIR", source)?),
+        tag: Some(tag.to_owned()),
         ..Parts::default()
     };
     let (mut kind, mut seen) = ("p9", Vec::new());
     for word in words {
         let Some((key, value)) = word.split_once('=') else {
-            let why = "behind PATH:TAG there is key=value, with : between them";
+            let why = "behind DIR:TAG there is key=value, with : between them";
             return Err(refused(format!("{word:?}"), why));
         };
         if !SHARED_KEYS.contains(&key) {
@@ -187,7 +197,10 @@ impl Parts {
         if self.source.is_some() {
             self.beyond_ours()?;
         }
-        let tag = self.tag.unwrap_or_default();
+        let Some(tag) = self.tag else {
+            let why = "write tag=TAG, the name that the guest mounts";
+            return Err(refused(format!("{text:?}"), why));
+        };
         if tag.is_empty() || tag.len() > MAX_TAG || tag.contains('\0') {
             let why = format!("its tag {tag:?} must have 1 to {MAX_TAG} bytes, none of them 0");
             return Err(refused(format!("{text:?}"), why));
@@ -295,7 +308,7 @@ mod tests {
         for (text, why) in [
             (
                 "source=/tmp",
-                "cannot use \"source=/tmp\": its tag \"\" must have 1 to 36 bytes, none of them 0",
+                "cannot use \"source=/tmp\": write tag=TAG, the name that the guest mounts",
             ),
             (
                 "tag=t",
@@ -365,17 +378,30 @@ mod tests {
             ),
             (
                 "/tmp:tag:type=fs:dax",
-                "cannot use \"dax\": behind PATH:TAG there is key=value, with : between them",
+                "cannot use \"dax\": behind DIR:TAG there is key=value, with : between them",
             ),
             (
                 "/tmp:tag:type=fs:dax=true:use_dax=true",
                 "cannot use the key \"use_dax\" twice: leave one of them out",
             ),
-            (":tag:type=fs", "cannot use PATH=: it needs a path"),
         ] {
             assert_eq!(error(text), why);
         }
-        assert!(error("/tmp").ends_with("write :type=fs"));
+        for text in [
+            "",
+            "/tmp",
+            ":tag:type=fs",
+            "/tmp::type=fs",
+            "/tmp:type=fs:dax=true",
+        ] {
+            assert_eq!(
+                error(text),
+                format!(
+                    "cannot use {text:?}: a directory and the tag that the guest mounts come first; \
+                     write DIR:TAG:type=fs"
+                )
+            );
+        }
         assert!(error("/tmp:t:typ=fs").contains("did you mean type?"));
     }
 }

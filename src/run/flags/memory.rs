@@ -5,17 +5,18 @@ use vm_remap::spec::{HotplugMethod, MemorySpec, fields, size_text};
 
 use super::error::{FlagError, refused};
 use super::values::{keyed, number};
+use crate::run::layout::{RAM_RULE, ram_fits};
 
 /// The bytes that crosvm's `--mem` asks for, in MiB.
 pub(super) fn mebibytes(text: &str) -> Result<u64, FlagError> {
-    let all = fields(&keyed("size", text), &["size"])?;
+    let what = || format!("{text:?}");
+    let all = fields(&keyed("size", text), &["size"]);
+    let why = "it counts MiB, as in 1024; --memory size=1G takes suffixes, and more keys";
+    let all = all.map_err(|_| refused(what(), why))?;
     let [field] = all.as_slice() else {
-        return Err(refused(
-            format!("{text:?}"),
-            "write how many MiB, as in 1024",
-        ));
+        return Err(refused(what(), why));
     };
-    let mebibytes = number(field.key, &field.value)?;
+    let mebibytes = number(field.key, &field.value).map_err(|_| refused(what(), why))?;
     mebibytes.checked_mul(1 << 20).ok_or_else(|| {
         let why = "it counts MiB, and must stay below 2^64 bytes";
         refused(format!("size={mebibytes}"), why)
@@ -49,9 +50,8 @@ pub(super) fn supported(memory: &MemorySpec) -> Result<(), FlagError> {
         let why = "this VMM reserves no swap; prefault=on takes all of the memory at once";
         return Err(refused("reserve=on", why));
     }
-    if memory.size == 0 || !memory.size.is_multiple_of(PAGE_SIZE) {
-        let why = format!("it must be a multiple of {}, above 0", size_text(PAGE_SIZE));
-        return Err(refused(size("size", memory.size), why));
+    if !ram_fits(memory.size) {
+        return Err(refused(size("size", memory.size), RAM_RULE));
     }
     huge(memory)
 }
@@ -90,11 +90,15 @@ mod tests {
             mebibytes("17592186044416").unwrap_err().to_string(),
             "cannot use size=17592186044416: it counts MiB, and must stay below 2^64 bytes"
         );
-        assert_eq!(
-            mebibytes("").unwrap_err().to_string(),
-            "cannot use \"\": write how many MiB, as in 1024"
-        );
-        mebibytes("1G").unwrap_err();
+        for text in ["", "1G", "1024,window=2M"] {
+            assert_eq!(
+                mebibytes(text).unwrap_err().to_string(),
+                format!(
+                    "cannot use {text:?}: it counts MiB, as in 1024; --memory size=1G takes \
+                     suffixes, and more keys"
+                )
+            );
+        }
     }
 
     #[test]
@@ -123,11 +127,15 @@ mod tests {
                 "reserve=on",
                 "this VMM reserves no swap; prefault=on takes all of the memory at once",
             ),
-            ("size=0", "size=0", "it must be a multiple of 4K, above 0"),
+            (
+                "size=0",
+                "size=0",
+                "it must be a multiple of 2M, from 16M to 512G",
+            ),
             (
                 "size=5000",
                 "size=5000",
-                "it must be a multiple of 4K, above 0",
+                "it must be a multiple of 2M, from 16M to 512G",
             ),
             (
                 "hugepage_size=2M",

@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use vm_remap::spec::MemorySpec;
+use vm_remap::spec::{MemorySpec, size_text};
 
 pub use self::error::FlagError;
 use self::error::refused;
@@ -141,6 +141,13 @@ impl RunArgs {
         if let Some(twin) = fs.iter().find(|share| !tags.insert(share.tag.as_str())) {
             let why = "the guest could not tell two shared directories apart; change one of them";
             return Err(refused(format!("the tag {:?} twice", twin.tag), why));
+        }
+        // A daemon that listens already may have a window of its own.
+        let has_window = fs.iter().any(|share| share.dax)
+            || !(self.vhost_user.is_empty() && self.generic_vhost_user.is_empty());
+        if let Some(bytes) = memory.window.window().filter(|_| !has_window) {
+            let why = "no device of this guest has a window; write dax=on in --fs, or leave it out";
+            return Err(refused(format!("window={}", size_text(bytes)), why));
         }
         Ok(Launch {
             kernel: kernel.ok_or_else(|| refused("no kernel", "write --kernel FILE"))?,

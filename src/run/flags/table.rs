@@ -82,7 +82,7 @@ const fn key(key: &'static str, means: &'static str, refuses: Option<&'static st
 pub const KEYS: [Key; 17] = [
     key(
         "size=SIZE",
-        "how much, in whole pages; 512M if not written",
+        "how much: a multiple of 2M, from 16M to 512G; 512M if not written",
         Some("0"),
     ),
     key(
@@ -95,15 +95,19 @@ pub const KEYS: [Key; 17] = [
         "without effect: the memory is always shared with devices",
         None,
     ),
-    key("hugepages=on|off", "from the host's huge pages", None),
+    key(
+        "hugepages=on|off",
+        "from the host's huge pages; off if not written",
+        None,
+    ),
     key(
         "hugepage_size=2M|1G",
-        "of that size; with hugepages=on",
+        "of that size, else of the host's usual one; with hugepages=on",
         Some("3M"),
     ),
     key(
         "prefault=on|off",
-        "all of it is there before the guest starts",
+        "all of it is there before the guest starts; off if not written",
         None,
     ),
     key(
@@ -118,7 +122,7 @@ pub const KEYS: [Key; 17] = [
     ),
     key(
         "thp=on|off",
-        "transparent huge pages, where the host has them for shared memory",
+        "transparent huge pages, where the host has them for shared memory; on if not written",
         None,
     ),
     key(
@@ -138,10 +142,14 @@ pub const KEYS: [Key; 17] = [
     ),
     key(
         "backend=fixed|memslot",
-        "ours: how a window's memory is changed",
+        "ours: how a window's memory is changed; fixed if not written",
         None,
     ),
-    key("window=SIZE", "ours: how large a window is", None),
+    key(
+        "window=SIZE",
+        "ours: how large the window of a share with dax is (1G if not written), and the most that a daemon may announce (16G); refused where no device has a window",
+        None,
+    ),
     key(
         "segment=SIZE",
         "ours: how much of a window has one memslot; 1G if not written",
@@ -149,12 +157,12 @@ pub const KEYS: [Key; 17] = [
     ),
     key(
         "hole=trap|zero|stop",
-        "ours: what the guest finds where nothing is mapped: an open bus, zeroes, or its end",
+        "ours: what the guest finds where nothing is mapped: an open bus, zeroes, or its end; trap if not written",
         None,
     ),
     key(
         "zap=all|precise",
-        "ours: what deleting a memslot drops",
+        "ours: what deleting a memslot drops; all if not written",
         None,
     ),
 ];
@@ -230,7 +238,9 @@ mod tests {
                 } else {
                     ""
                 };
-                typed(&["--memory", &format!("{name}={value}{huge}"), "k"])
+                let share = "tag=t,source=/,dax=on";
+                let memory = format!("{name}={value}{huge}");
+                typed(&["--memory", &memory, "--fs", share, "k"])
             };
             if let Some(value) = refuses {
                 let text = started(value).unwrap_err();

@@ -178,7 +178,7 @@ fn little_is_enough_and_spellings_can_be_mixed() {
         "size=4G,backend=memslot,window=8G",
         "--hugepages",
         "--shared-dir",
-        "/a:a:type=fs",
+        "/a:a:type=fs:dax=true",
         "--fs",
         "tag=b,source=/b",
         "-c",
@@ -258,7 +258,7 @@ fn a_wrong_value_is_refused_with_the_flag_and_the_reason() {
         (
             &["--mem", "1G", "k"],
             "--mem <MIB>",
-            "cannot use size=\"1G\"",
+            "cannot use \"1G\": it counts MiB",
         ),
         (
             &["--cpus", "0", "k"],
@@ -286,6 +286,13 @@ fn a_wrong_value_is_refused_with_the_flag_and_the_reason() {
         refused(&["--memory", "size=1G,hotplug_size=1G", "k"]),
         "cannot use hotplug_size=1G: this VMM plugs no memory in; give all of it as size="
     );
+    let window = "cannot use window=16M: no device of this guest has a window; write dax=on in --fs, \
+                  or leave it out";
+    let share = ["--memory", "window=16M", "--fs", "tag=t,source=/a", "k"];
+    assert_eq!(refused(&share), window);
+    assert_eq!(refused(&["--memory", "window=16M", "k"]), window);
+    let device = "type=gpu,socket=/s";
+    typed(&["--memory", "window=16M", "--vhost-user", device, "k"]).unwrap();
     let text = refused(&["--cpus", "2"]);
     assert!(text.contains("vm-remap run [OPTIONS] <KERNEL>"), "{text}");
     assert!(text.contains("--kernel <FILE>"), "{text}");

@@ -97,7 +97,7 @@ fn shared_files() -> DescriptorPolicy {
 fn add(machine: &mut Machine, options: &VhostUserOptions, window: &WindowSpec) -> Result<()> {
     let context = || {
         let (kind, socket) = (options.device_type, options.socket.display());
-        format!("cannot attach the {kind} of the daemon at {socket}")
+        format!("cannot attach the {kind} of {socket}")
     };
     let interrupt = Arc::new(Interrupt::new().with_context(context)?);
     let memory = machine.memory().clone();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use log::warn;
-use vm_remap::spec::WindowSpec;
+use vm_remap::spec::{WindowSpec, size_text};
 use vm_remap_fs::{CachePolicyOption, Options, Sandbox};
 
 use super::vhost_user::StartDaemon;
@@ -73,9 +73,10 @@ impl OwnDaemon {
         let window = window.window().unwrap_or(USUAL_WINDOW);
         ensure!(
             !spec.dax || (window > 0 && window.is_multiple_of(GRANULE)),
-            "cannot share {} through a window of {window} bytes: Linux maps 2 MiB at a time; write a \
-             multiple of 2M for window=",
-            source.display()
+            "cannot share {} through a window of {}: Linux maps 2 MiB at a time; write a multiple of \
+             2M for window=",
+            source.display(),
+            size_text(window)
         );
         let options = Options {
             socket: None,
