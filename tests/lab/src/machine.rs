@@ -165,14 +165,6 @@ impl Machine<'_> {
             let path = self.folder.join(name).display().to_string();
             path.replace(',', ",,")
         };
-        let channel = if self.interactive {
-            format!(
-                "stdio,id=channel,mux=on,signal=off,logfile={}",
-                file("channel.log")
-            )
-        } else {
-            format!("file,id=channel,path={}", file("channel.log"))
-        };
         // An oops is a panic, so that nothing goes on with a broken kernel.
         let cmdline = format!(
             "console=ttyS0 panic=-1 oops=panic quiet {}",
@@ -195,10 +187,19 @@ impl Machine<'_> {
                 format!("file,id=console,path={}", file("console.log")),
             ),
             ("-serial", "chardev:console".to_owned()),
-            ("-chardev", channel),
+            (
+                "-chardev",
+                format!("file,id=channel,path={}", file("channel.log")),
+            ),
             ("-serial", "chardev:channel".to_owned()),
         ] {
             options.extend([option.to_owned(), value]);
+        }
+        if self.interactive {
+            let terminal = "stdio,id=terminal,mux=on,signal=off";
+            for option in ["-chardev", terminal, "-serial", "chardev:terminal"] {
+                options.push(option.to_owned());
+            }
         }
         if let Some(machine) = &profile.machine {
             options.extend(["-machine".to_owned(), machine.clone()]);
